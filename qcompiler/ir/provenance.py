@@ -1,0 +1,78 @@
+"""Which of the user's nodes a node stands for, kept as node metadata through every rewrite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from qcompiler.ir.walk import all_nodes
+
+__all__ = ["inherit", "mark_origins", "module_of", "origins", "user_nodes"]
+
+_ORIGIN = "qcompiler.origin"
+_MODULE = "qcompiler.module"
+_SCOPES = "pkg.torch.onnx.name_scopes"  # written by torch.onnx.export(dynamo=True)
+
+
+def mark_origins(model: ir.Model) -> None:
+    """Stamp every node with its own name and torch module path; called once, at the door."""
+    for node in all_nodes(model):
+        if _ORIGIN not in node.metadata_props:
+            node.metadata_props[_ORIGIN] = json.dumps([node.name])
+        module = _torch_module(node)
+        if module:
+            node.metadata_props[_MODULE] = module
+
+
+def origins(node: ir.Node) -> tuple[str, ...]:
+    """Names of the user's nodes that ``node`` stands for, in their order; may be empty."""
+    return tuple(json.loads(node.metadata_props.get(_ORIGIN, "[]")))
+
+
+def module_of(node: ir.Node) -> str:
+    """Module path of the torch model (``encoder.layer.3.output.dense``), or ""."""
+    return node.metadata_props.get(_MODULE, "")
+
+
+def inherit(new: Iterable[ir.Node], old: Iterable[ir.Node]) -> None:
+    """Let each of ``new`` stand for all the user's nodes that ``old`` stood for."""
+    old = list(old)
+    names = [name for node in old for name in origins(node)]
+    modules = [module_of(node) for node in old]
+    for node in new:
+        union = dict.fromkeys([*origins(node), *names])
+        node.metadata_props[_ORIGIN] = json.dumps(list(union))
+        module = _common_path([path for path in modules if path])
+        if module and _MODULE not in node.metadata_props:
+            node.metadata_props[_MODULE] = module
+
+
+def user_nodes(model: ir.Model) -> set[str]:
+    """All the user's node names that the model still stands for."""
+    return {name for node in all_nodes(model) for name in origins(node)}
+
+
+def _torch_module(node: ir.Node) -> str:
+    text = node.metadata_props.get(_SCOPES, "")
+    if not text:
+        return ""
+    try:
+        scopes = json.loads(text.replace("'", '"'))
+    except ValueError:
+        return ""
+    # the scopes run from the model ("") to the innermost module, then the FX node itself
+    return scopes[-2] if isinstance(scopes, list) and len(scopes) >= 2 else ""
+
+
+def _common_path(paths: list[str]) -> str:
+    if not paths:
+        return ""
+    split = [path.split(".") for path in paths]
+    common = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common) or paths[0]

@@ -1,0 +1,61 @@
+"""Iterate over a model: its main graph, the bodies of If and Loop, and model-local functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+__all__ = ["all_graphs", "all_nodes", "body_graphs", "op_name", "outer_uses"]
+
+_STANDARD = ("", "ai.onnx")
+
+
+def op_name(node: ir.Node) -> str:
+    """``MatMul`` for the standard domain, ``com.microsoft:Gelu`` for others."""
+    return node.op_type if node.domain in _STANDARD else f"{node.domain}:{node.op_type}"
+
+
+def body_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node holds as attributes (If branches, Loop and Scan bodies)."""
+    for attr in node.attributes.values():
+        if not isinstance(attr, ir.Attr):
+            continue
+        if attr.type is ir.AttributeType.GRAPH:
+            yield attr.as_graph()
+        elif attr.type is ir.AttributeType.GRAPHS:
+            yield from attr.as_graphs()
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph and every nested body, outer before inner; functions are not entered."""
+    stack = [model.graph]
+    while stack:
+        graph = stack.pop()
+        yield graph
+        for node in graph:
+            stack.extend(body_graphs(node))
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of every graph."""
+    for graph in all_graphs(model):
+        yield from graph
+
+
+def outer_uses(graph: ir.Graph) -> set[ir.Value]:
+    """Values of ``graph`` that are read by a nested body of one of its nodes."""
+    used: set[ir.Value] = set()
+    stack = [body for node in graph for body in body_graphs(node)]
+    while stack:
+        body = stack.pop()
+        for node in body:
+            used.update(value for value in node.inputs if value is not None)
+            stack.extend(body_graphs(node))
+        used.update(body.outputs)
+    return {value for value in used if _graph_of(value) is graph}
+
+
+def _graph_of(value: ir.Value) -> object:
+    producer = value.producer()
+    return producer.graph if producer is not None else value.graph

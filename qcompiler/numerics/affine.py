@@ -1,0 +1,82 @@
+"""Affine quantization: scales and zero points from ranges, quantize, dequantize.
+
+``q = clip(round(x / scale) + zero_point, qmin, qmax)`` with round-half-to-even, as ONNX
+``QuantizeLinear`` defines it (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.schemes import QSpec
+
+__all__ = ["Array", "IntArray", "affine_params", "dequantize", "quantize", "range_to_params"]
+
+Array = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+def affine_params(lo: Array, hi: Array, qmin: int, qmax: int) -> tuple[Array, IntArray]:
+    """Scale and zero point that map ``[lo, hi]``, widened to hold 0, onto ``[qmin, qmax]``.
+
+    Zero must be exact: padding and ReLU make it everywhere, so a zero that is off by a fraction of
+    a step becomes a bias in every layer after it (Jacob et al. 2018, arXiv 1712.05877, 2.1).
+
+    Args:
+        lo: Smallest value, any shape.
+        hi: Largest value, shape of ``lo``.
+        qmin: Smallest integer.
+        qmax: Largest integer.
+
+    Returns:
+        ``scale`` (float32, > 0) and ``zero_point`` (int32, in ``[qmin, qmax]``), shaped as ``lo``.
+
+    Raises:
+        ValueError: Some ``lo > hi``, or either is not finite.
+    """
+    lo = np.asarray(lo, np.float64)  # float64: hi - lo overflows float32 near its limits
+    hi = np.asarray(hi, np.float64)
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+        raise ValueError("range holds NaN or infinity")
+    if (lo > hi).any():
+        raise ValueError("range has lo > hi")
+    lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    scale = _positive((hi - lo) / (qmax - qmin))
+    zero_point = np.clip(np.rint(qmin - lo / scale.astype(np.float64)), qmin, qmax)
+    return scale, zero_point.astype(np.int32)
+
+
+def range_to_params(lo: Array, hi: Array, spec: QSpec) -> tuple[Array, IntArray]:
+    """Scale and zero point of ``[lo, hi]`` under ``spec``, symmetric or not.
+
+    A symmetric spec uses ``max(|lo|, |hi|)``; its zero point is 0 for a signed type and
+    mid-range (128 for uint8) for an unsigned one.
+    """
+    if not spec.symmetric:
+        return affine_params(lo, hi, spec.qmin, spec.qmax)
+    bound = np.maximum(np.abs(np.asarray(lo, np.float64)), np.abs(np.asarray(hi, np.float64)))
+    if not np.isfinite(bound).all():
+        raise ValueError("range holds NaN or infinity")
+    zero = 0 if spec.is_signed else (spec.qmax + 1) // 2
+    scale = _positive(bound / (spec.qmax - zero))
+    return scale, np.full(scale.shape, zero, np.int32)
+
+
+def quantize(x: Array, scale: Array, zero_point: IntArray, qmin: int, qmax: int) -> IntArray:
+    """Integers of ``x`` as int32; ``scale`` and ``zero_point`` broadcast against ``x``."""
+    q = np.rint(np.asarray(x, np.float32) / scale) + zero_point
+    return np.clip(q, qmin, qmax).astype(np.int32)
+
+
+def dequantize(q: IntArray, scale: Array, zero_point: IntArray) -> Array:
+    """Float32 values that ``q`` stands for."""
+    return ((q.astype(np.int32) - zero_point).astype(np.float32) * scale).astype(np.float32)
+
+
+def _positive(scale: Array) -> Array:
+    """``scale`` as float32, at least the smallest normal number: a dead tensor has range 0."""
+    tiny = float(np.finfo(np.float32).tiny)
+    return np.maximum(scale, tiny).astype(np.float32)

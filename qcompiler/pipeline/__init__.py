@@ -1,0 +1,1 @@
+"""What a pass is (``contract``), where passes come from (``registry``), how they run (``run``)."""

@@ -1,0 +1,260 @@
+"""The recipe: what the user wants, validated strictly. Later rules override earlier ones."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pydantic
+
+from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.targets.schema import Scheme
+
+__all__ = ["RECIPES", "CalibrationOptions", "Recipe", "Rule", "VerifyOptions", "WeightOptions"]
+
+SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
+Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class Rule(_Strict):
+    """An exception for some nodes. All the conditions given must hold; the last match wins.
+
+    Attributes:
+        match: Glob on the node's name, the user's node names, or the module path; ``re:...`` for a
+            regular expression.
+        op: Operator type, as ``MatMul`` or ``com.microsoft:Gelu``.
+        scheme: What to do with the matching nodes.
+        kernel: Id of a kernel row of the target to use.
+        force: Do it even where the cost model says that it does not pay.
+        bits: Weight bits of the weight-only scheme.
+        group_size: Block size of the weight-only scheme.
+        symmetric: Whether weight-only blocks are symmetric.
+        reason: Shown in the report.
+    """
+
+    match: str = "*"
+    op: str | None = None
+    scheme: SchemeName = "auto"
+    kernel: str | None = None
+    force: bool = False
+    bits: int | None = pydantic.Field(None, ge=2, le=8)
+    group_size: int | None = pydantic.Field(None, ge=1)
+    symmetric: bool | None = None
+    reason: str = ""
+
+
+class CalibrationOptions(_Strict):
+    """How ranges are found.
+
+    Attributes:
+        method: ``auto`` chooses per tensor what minimises the error.
+        percentile: For ``percentile``: share of values inside the range, in percent.
+        momentum: For ``moving-average``: weight of the newest batch.
+        bins: Bins of a histogram.
+        max_samples: Stop after this many feeds; None takes all.
+        mask: Name of the input that is 0 where the data is padding; None finds
+            ``attention_mask`` by itself, "" never masks.
+    """
+
+    method: Method = "auto"
+    percentile: float = pydantic.Field(99.999, gt=50.0, le=100.0)
+    momentum: float = pydantic.Field(0.1, gt=0.0, le=1.0)
+    bins: int = pydantic.Field(2048, ge=128)
+    max_samples: int | None = pydantic.Field(None, ge=1)
+    mask: str | None = None
+
+
+class WeightOptions(_Strict):
+    """How weights are rounded in the weight-only schemes.
+
+    Attributes:
+        bits: 2, 4 or 8.
+        group_size: Elements per scale.
+        symmetric: No zero point.
+    """
+
+    bits: Literal[2, 4, 8] = 8
+    group_size: int = pydantic.Field(128, ge=16)
+    symmetric: bool = True
+
+
+class VerifyOptions(_Strict):
+    """What is proven after the compile.
+
+    Attributes:
+        enabled: Run the artifact and compare with float.
+        min_cosine: Below this cosine of an output a diagnostic is given.
+        wrong_cosine: Below this cosine the result is an error.
+        guard: Measure artifact and float; when the artifact is slower, return the float form.
+        max_slowdown: Tolerated slowdown of the guard (0.02: 2 %).
+        feeds: At most this many feeds are compared.
+    """
+
+    enabled: bool = True
+    min_cosine: float = 0.98
+    wrong_cosine: float = 0.2
+    guard: bool = True
+    max_slowdown: float = pydantic.Field(0.02, ge=0.0)
+    feeds: int = pydantic.Field(4, ge=1)
+
+
+class Recipe(_Strict):
+    """What to do with a model.
+
+    Attributes:
+        name: For the report.
+        schemes: Schemes the planner may choose from, best first; empty means float.
+        rules: Exceptions, general first; the last match wins. A rule that matches nothing is an
+            error.
+        force: Quantize also where the cost model says that it does not pay.
+        embeddings: Store embedding tables in int8.
+        calibration: How ranges are found.
+        weights: How weight-only constants are rounded.
+        verify: What is proven after the compile.
+        pipeline: Pipeline text instead of the default one.
+        seed: Seed of all randomness (generated inputs).
+    """
+
+    name: str = "custom"
+    schemes: tuple[Scheme, ...] = (Scheme.STATIC, Scheme.TOKEN)
+    rules: tuple[Rule, ...] = ()
+    force: bool = False
+    embeddings: bool = True
+    calibration: CalibrationOptions = CalibrationOptions()
+    weights: WeightOptions = WeightOptions()
+    verify: VerifyOptions = VerifyOptions()
+    pipeline: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:
+        """The recipe that ``source`` means.
+
+        Args:
+            source: A :class:`Recipe`, the name of a built-in one, a path to a TOML, YAML or JSON
+                file, a mapping, or None for ``auto``. A mapping or file may say
+                ``base = "static-int8"`` and override some of its keys.
+
+        Raises:
+            QcError: QC402 unknown name or file, QC403 unknown key or bad value.
+        """
+        if source is None:
+            return RECIPES["auto"]
+        if isinstance(source, Recipe):
+            return source
+        if isinstance(source, Mapping):
+            return cls._from_mapping(source, "recipe")
+        text = str(source)
+        if text in RECIPES:
+            return RECIPES[text]
+        path = pathlib.Path(text)
+        if path.suffix.lower() not in (".toml", ".yaml", ".yml", ".json"):
+            raise QcError(
+                Code.UNKNOWN_RECIPE, text, "no such recipe", nearest(text, RECIPES)
+            )
+        return cls._from_mapping(_read(path), str(path))
+
+    @classmethod
+    def _from_mapping(cls, data: Mapping[str, Any], where: str) -> Recipe:
+        data = dict(data)
+        base = data.pop("base", None)
+        if base is not None:
+            if base not in RECIPES:
+                raise QcError(
+                    Code.UNKNOWN_RECIPE, where, f"no recipe {base!r}", nearest(str(base), RECIPES)
+                )
+            merged = RECIPES[base].model_dump(mode="json")
+            data = _merge(merged, {"name": f"{base}+", **data})
+        try:
+            return cls.model_validate(data)
+        except pydantic.ValidationError as error:
+            raise _key_error(error, where) from error
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            base[key] = _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def _read(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise QcError(
+            Code.UNKNOWN_RECIPE, str(path), f"cannot be read: {error.strerror or error}"
+        ) from error
+    try:
+        data = _parse(path.suffix.lower(), text)
+    except ValueError as error:
+        raise QcError(Code.RECIPE_KEY, str(path), f"does not parse: {error}") from error
+    if not isinstance(data, Mapping):
+        raise QcError(
+            Code.RECIPE_KEY, str(path), f"holds a {type(data).__name__}, wanted a table of keys"
+        )
+    return data
+
+
+def _parse(suffix: str, text: str) -> Any:
+    if suffix == ".json":
+        return json.loads(text)
+    if suffix == ".toml":
+        try:
+            import tomllib
+        except ImportError:  # Python 3.10
+            import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
+        return tomllib.loads(text)
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+_MODELS: dict[str, type[pydantic.BaseModel]] = {
+    "rules": Rule,
+    "calibration": CalibrationOptions,
+    "weights": WeightOptions,
+    "verify": VerifyOptions,
+}
+
+
+def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    section = next((part for part in first["loc"] if part in _MODELS), None)
+    fields = (_MODELS[str(section)] if section else Recipe).model_fields
+    if first["type"] == "extra_forbidden":
+        return QcError(
+            Code.RECIPE_KEY, where, f"unknown key {path!r}", nearest(str(first["loc"][-1]), fields)
+        )
+    return QcError(
+        Code.RECIPE_KEY, where, f"{path} = {first['input']!r}: {first['msg'].lower()}"
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="auto", schemes=(Scheme.STATIC, Scheme.TOKEN)),
+        Recipe(name="static-int8", schemes=(Scheme.STATIC,)),
+        Recipe(name="dynamic-int8", schemes=(Scheme.TOKEN,)),
+        Recipe(name="weight-int8", schemes=(Scheme.WEIGHT,), weights=WeightOptions(bits=8)),
+        Recipe(
+            name="weight-int4",
+            schemes=(Scheme.WEIGHT,),
+            weights=WeightOptions(bits=4, group_size=32),
+        ),
+        Recipe(name="float", schemes=(), embeddings=False),
+    )
+}

@@ -1,0 +1,128 @@
+"""How one tensor is quantized: :class:`QSpec`, and its one-word text form."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+
+import onnx_ir as ir
+
+__all__ = ["Granularity", "QSpec"]
+
+
+class Granularity(enum.Enum):
+    """How many elements share one scale."""
+
+    TENSOR = "t"
+    CHANNEL = "c"  # one scale per index of ``axis``
+    TOKEN = "k"  # one scale per row of the last axis, computed at run time
+    BLOCK = "g"  # one scale per ``group_size`` consecutive elements along ``axis``
+
+
+_NAMES = {
+    "s8": ir.DataType.INT8,
+    "u8": ir.DataType.UINT8,
+    "s4": ir.DataType.INT4,
+    "u4": ir.DataType.UINT4,
+    "s2": ir.DataType.INT2,
+    "u2": ir.DataType.UINT2,
+    "s16": ir.DataType.INT16,
+    "u16": ir.DataType.UINT16,
+    "s32": ir.DataType.INT32,
+    "e4m3": ir.DataType.FLOAT8E4M3FN,
+    "e5m2": ir.DataType.FLOAT8E5M2,
+}
+_WORDS = {dtype: word for word, dtype in _NAMES.items()}
+_GRAMMAR = re.compile(
+    r"(?P<dtype>s8|u8|s4|u4|s2|u2|s16|u16|s32|e4m3|e5m2)"
+    r"(?:r(?P<bits>\d))?"
+    r"(?P<granularity>[tkc]|g(?P<group>\d+))(?P<axis>@-?\d+)?(?P<zero>z?)(?P<dynamic>d?)"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QSpec:
+    """How one tensor is quantized; nothing about its ranges.
+
+    The text form is ``<dtype>[r<bits>]<t|c|k|g<size>>[@axis][z][d]``: ``u8tz`` is an unsigned
+    static per-tensor activation with a zero point, ``s8c@1`` a symmetric weight with one scale per
+    column, ``u8kd`` a per-token dynamic activation, ``u4g32@0z`` 4-bit blocks along the rows.
+
+    Attributes:
+        dtype: The stored element type.
+        granularity: How many elements share a scale.
+        axis: The axis of CHANNEL and BLOCK; None otherwise.
+        group_size: Elements per scale of BLOCK; None otherwise.
+        symmetric: No zero point to choose: it is 0 for signed types and mid-range for unsigned.
+        dynamic: The scale is computed when the model runs.
+        bits: Bits really used, when fewer than the type's (7 avoids int16 saturation on AVX2).
+    """
+
+    dtype: ir.DataType
+    granularity: Granularity = Granularity.TENSOR
+    axis: int | None = None
+    group_size: int | None = None
+    symmetric: bool = True
+    dynamic: bool = False
+    bits: int | None = None
+
+    def __post_init__(self) -> None:
+        needs_axis = self.granularity in (Granularity.CHANNEL, Granularity.BLOCK)
+        if needs_axis != (self.axis is not None):
+            raise ValueError(f"granularity {self.granularity.name} and axis {self.axis} disagree")
+        if (self.granularity is Granularity.BLOCK) != (self.group_size is not None):
+            raise ValueError(f"granularity {self.granularity.name} and group_size disagree")
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the integer type is signed."""
+        return _WORDS[self.dtype].startswith("s")
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether the type is an 8-bit float."""
+        return _WORDS[self.dtype].startswith("e")
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer used. Signed symmetric types leave out the lowest value."""
+        bits = self.bits or self.dtype.bitwidth
+        if not self.is_signed:
+            return 0
+        return -(2 ** (bits - 1)) + int(self.symmetric)
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer used."""
+        bits = self.bits or self.dtype.bitwidth
+        return 2 ** (bits - 1) - 1 if self.is_signed else 2**bits - 1
+
+    def __str__(self) -> str:
+        group = str(self.group_size) if self.group_size is not None else ""
+        return (
+            _WORDS[self.dtype]
+            + (f"r{self.bits}" if self.bits else "")
+            + self.granularity.value
+            + group
+            + (f"@{self.axis}" if self.axis is not None else "")
+            + ("" if self.symmetric else "z")
+            + ("d" if self.dynamic else "")
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> QSpec:
+        """Read the text form; ``ValueError`` when it is not one."""
+        found = _GRAMMAR.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r} is not a spec such as 'u8tz', 's8c@1' or 'u4g32@0z'")
+        axis = found["axis"]
+        return cls(
+            dtype=_NAMES[found["dtype"]],
+            granularity=Granularity(found["granularity"][0]),
+            axis=int(axis[1:]) if axis else None,
+            group_size=int(found["group"]) if found["group"] else None,
+            symmetric=not found["zero"],
+            dynamic=bool(found["dynamic"]),
+            bits=int(found["bits"]) if found["bits"] else None,
+        )

@@ -1,0 +1,169 @@
+"""What a target is: rows of data about somebody else's runtime, each with its source.
+
+Roles of an operator on a target: it *computes* in low precision (a :class:`Kernel` row), it
+*carries* low-precision data unchanged (Reshape), it *unifies* (Concat: its inputs share
+parameters). What it does not do is float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from qcompiler.schemes import QSpec
+
+__all__ = ["Carry", "Cost", "Form", "Kernel", "Scheme", "Target", "Trap", "Unify"]
+
+
+class Form(str, enum.Enum):
+    """How the quantized model is written down."""
+
+    ORT = "ort"  # ONNX Runtime's own operators
+    QDQ = "qdq"  # QuantizeLinear / DequantizeLinear around standard operators
+
+
+class Scheme(str, enum.Enum):
+    """When and what a kernel quantizes."""
+
+    STATIC = "static"  # activations by calibrated scales
+    DYNAMIC = "dynamic"  # activations by scales of the whole tensor, computed at run time
+    TOKEN = "token"  # activations by a scale per row, computed at run time
+    WEIGHT = "weight"  # weights only; activations stay float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """Predicted time of one node: ``fixed + per_mac(M) * macs + per_element * elements``.
+
+    ``elements`` counts the larger of the main input and output. ``per_mac`` holds (M, ns) points,
+    M being the rows of the activation matrix (batch x sequence) or output pixels; between points
+    it is interpolated in log M, outside held constant.
+
+    Attributes:
+        fixed_us: Overhead of a call, microseconds.
+        per_mac_ns: Points ``(M, nanoseconds per multiply-accumulate)``, M ascending.
+        per_element_ns: Nanoseconds per element.
+    """
+
+    fixed_us: float = 0.0
+    per_mac_ns: tuple[tuple[float, float], ...] = ()
+    per_element_ns: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kernel:
+    """One way to compute one operator in low precision.
+
+    Attributes:
+        id: Unique, as ``matmul-static``; the key of its cost.
+        op: Operator it computes, standard domain unless written ``domain:Op``.
+        scheme: When activations are quantized.
+        inputs: Spec per input; None is a float (or absent) input. Bias is not listed.
+        output: Spec of output 0, or None for float.
+        runtime_op: What must be seen in the runtime's optimized graph, ``domain:Op``.
+        forms: Forms in which the row exists.
+        conditions: Names of predicates (:mod:`qcompiler.targets.conditions`), all must hold.
+        fuses: Operators that may be absorbed behind it (``Relu``, ``Clip``, ``Add``: a bias).
+        source: Where the claim comes from: URL, document section, or probe.
+    """
+
+    id: str
+    op: str
+    scheme: Scheme
+    inputs: tuple[QSpec | None, ...]
+    output: QSpec | None
+    runtime_op: str
+    source: str
+    forms: tuple[Form, ...] = (Form.ORT, Form.QDQ)
+    conditions: tuple[str, ...] = ()
+    fuses: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Carry:
+    """An operator that moves low-precision data unchanged; in and out share parameters."""
+
+    op: str
+    source: str
+    conditions: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unify:
+    """An operator whose low-precision inputs and output share parameters (Concat)."""
+
+    op: str
+    source: str
+    conditions: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trap:
+    """A condition under which the runtime miscomputes or falls off a cliff.
+
+    Attributes:
+        id: Short name, as ``row-scale-bias``.
+        kernels: Ids of the kernels it concerns; a trailing ``*`` matches a prefix.
+        condition: Name of the predicate that is true when the trap is armed.
+        effect: What happens.
+        remedy: What the compiler does instead.
+        source: Where it was seen, with the runtime's version.
+    """
+
+    id: str
+    kernels: tuple[str, ...]
+    condition: str
+    effect: str
+    remedy: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """Everything the compiler knows about where the model will run.
+
+    Attributes:
+        name: Built-in name, as ``cpu-vnni``.
+        runtime: ``onnxruntime``, ``tensorrt``, ``openvino``, ``qnn``.
+        description: One sentence.
+        form: Default form.
+        opset: ONNX opset the target's operators want.
+        isa: CPU features the host must have for its claims to hold (``avx512_vnni``).
+        kernels: Rows; for one op and scheme the first that fits is preferred.
+        carries: Rows.
+        unifies: Rows.
+        fixed: Operators whose output range is known: ``{"Sigmoid": (0, 1)}``.
+        traps: Rows.
+        weight_bits: Bits really used by 8-bit weights (7: no int16 saturation on AVX2).
+        costs: Cost by kernel id, and of float operators as ``float.MatMul``, conversions as
+            ``quantize``, ``dequantize``.
+        options: Session options (string keys of the runtime) its artifacts need.
+        threads: Threads the costs were measured with.
+        source: Where the costs come from.
+    """
+
+    name: str
+    runtime: str
+    description: str
+    form: Form
+    opset: int
+    kernels: tuple[Kernel, ...]
+    carries: tuple[Carry, ...] = ()
+    unifies: tuple[Unify, ...] = ()
+    fixed: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    traps: tuple[Trap, ...] = ()
+    isa: tuple[str, ...] = ()
+    weight_bits: int | None = None
+    costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    threads: int = 2
+    source: str = ""
+
+    def kernel(self, id: str) -> Kernel:
+        """The row with this id; ``KeyError`` when there is none."""
+        for row in self.kernels:
+            if row.id == id:
+                return row
+        raise KeyError(id)
