@@ -1,0 +1,53 @@
+"""Real models with data and scores, and tiny seeded ones, for tests, benchmarks and demos.
+
+A real model arrives inside an ordinary package at first use and is cached outside the repository
+(``assets``); a tiny one is built on the spot (``tiny``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from qcompiler_models import tiny
+from qcompiler_models.assets import AssetError
+
+if TYPE_CHECKING:
+    from qcompiler_models.real import RealModel
+
+__all__ = ["REAL_MODELS", "AssetError", "UnknownModelError", "load_model", "tiny"]
+
+REAL_MODELS = MappingProxyType(
+    {
+        "minilm": "minilm:MiniLM",
+        "efficientnet-lite0": "efficientnet:EfficientNetLite0",
+        "ppocr-rec": "ppocr_rec:PpOcrRec",
+        "ppocr-det": "ppocr_det:PpOcrDet",
+    }
+)
+"""Names of the real models, each with its module and class."""
+
+
+class UnknownModelError(KeyError):
+    """No model has this name."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the quotes of repr
+
+
+def load_model(name: str) -> RealModel:
+    """The real model of that name. Fetches nothing until something is asked of it.
+
+    Raises:
+        UnknownModelError: If there is none; the message names the nearest.
+    """
+    if name not in REAL_MODELS:
+        near = difflib.get_close_matches(name, REAL_MODELS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownModelError(f"no model named {name!r}; {hint}known: {', '.join(REAL_MODELS)}")
+    module_name, class_name = REAL_MODELS[name].split(":")
+    module = importlib.import_module(f"{__name__}.{module_name}")
+    model: RealModel = getattr(module, class_name)()
+    return model
