@@ -1,0 +1,130 @@
+"""Terminal tables of a report and a plan, drawn with rich."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.diagnostics import Diagnostic, Severity
+from qcompiler.plan import NodeDecision, Plan, Verdict
+from qcompiler.report.model import Report
+
+__all__ = ["diagnostics_table", "plan_table", "summary", "summary_text"]
+
+_COLOURS = {
+    Verdict.QUANTIZED: "green",
+    Verdict.CARRIED: "cyan",
+    Verdict.FUSED: "green",
+    Verdict.FLOAT: "yellow",
+    Verdict.REMOVED: "dim",
+}
+_LEVELS = {Severity.INFO: "dim", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+
+
+def summary(report: Report) -> RenderableType:
+    """Headline, coverage and proofs of one compile."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    source = report.source
+    table.add_row("model", f"{source.get('name', '')} ({source.get('kind', '')})")
+    table.add_row("target", f"{report.target}, recipe {report.recipe}, form {report.form}")
+    for label, text in _facts(report):
+        table.add_row(label, text)
+    return Group(table, diagnostics_table(report.diagnostics)) if report.diagnostics else table
+
+
+def summary_text(report: Report) -> str:
+    """:func:`summary` as plain text, 100 columns."""
+    return _plain(summary(report))
+
+
+def plan_table(plan: Plan, *, removed: bool = False) -> RenderableType:
+    """Every node's verdict with its kernel or reason."""
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("node", overflow="fold", max_width=48)
+    table.add_column("op")
+    table.add_column("verdict")
+    table.add_column("how, or why not", overflow="fold")
+    decisions: Iterable[NodeDecision] = [*plan, *plan.removed] if removed else plan
+    for decision in decisions:
+        name = decision.node if not decision.module else f"{decision.module} ({decision.node})"
+        verdict = Text(decision.verdict.value, style=_COLOURS[decision.verdict])
+        table.add_row(name, decision.op, verdict, _how(decision))
+    return table
+
+
+def diagnostics_table(diagnostics: Iterable[Diagnostic]) -> RenderableType:
+    """Diagnostics, most severe first; equal codes are counted after the third."""
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("code")
+    table.add_column("where", overflow="fold", max_width=36)
+    table.add_column("what", overflow="fold")
+    shown: dict[str, int] = {}
+    for item in sorted(diagnostics, key=lambda item: -item.severity):
+        shown[item.code.id] = shown.get(item.code.id, 0) + 1
+        if shown[item.code.id] > 3:
+            continue
+        what = item.message + (f"\nhint: {item.hint}" if item.hint else "")
+        table.add_row(Text(item.code.id, style=_LEVELS[item.severity]), item.where, what)
+    for code, count in shown.items():
+        if count > 3:
+            table.add_row(code, "", f"... and {count - 3} more")
+    return table
+
+
+def _facts(report: Report) -> Iterable[tuple[str, str]]:
+    if report.latency:
+        ratio = report.latency["ratio"]
+        yield (
+            "speed",
+            f"{ratio:.2f}x float ({report.latency['float_ms']:.2f} ms -> "
+            f"{report.latency['artifact_ms']:.2f} ms on {report.latency['feed']})",
+        )
+    if report.sizes:
+        before, after = report.sizes["float_bytes"], report.sizes["artifact_bytes"]
+        yield "size", f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / max(before, 1):.0%})"
+    for item in report.fidelity:
+        sqnr = "exact" if item["sqnr_db"] is None else f"SQNR {item['sqnr_db']:.1f} dB"
+        yield (
+            f"fidelity {item['output']}",
+            f"cosine {item['cosine']:.5f}, {sqnr}, max error {item['max_abs']:.3g}",
+        )
+    if report.coverage:
+        counts = report.coverage["planned"]
+        yield "nodes", ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        users = report.coverage["user"]
+        yield "your nodes", ", ".join(f"{count} {verdict}" for verdict, count in users.items())
+    if report.kernels:
+        yield "kernels", f"{report.kernels['seen']} seen of {report.kernels['planned']} planned"
+    if report.timings:
+        phases = ", ".join(f"{k} {v:.2f}" for k, v in report.timings["phases"].items())
+        yield "seconds", f"{report.timings['total']:.2f} ({phases})"
+
+
+def _how(decision: NodeDecision) -> str:
+    if decision.verdict is Verdict.QUANTIZED:
+        specs = ", ".join(str(spec) if spec else "float" for spec in decision.inputs)
+        out = ", ".join(str(spec) if spec else "float" for spec in decision.outputs)
+        text = f"{decision.kernel}  ({specs}) -> {out or 'float'}"
+    elif decision.verdict is Verdict.FUSED:
+        text = f"into {decision.into}"
+    elif decision.verdict is Verdict.REMOVED:
+        text = f"by {decision.into}"
+    else:
+        text = ""
+    if decision.reason is not None:
+        why = f"{decision.reason.code.id} {decision.reason.message}"
+        hint = f"\nhint: {decision.reason.hint}" if decision.reason.hint else ""
+        text = f"{text}  {why}{hint}".strip()
+    return text
+
+
+def _plain(renderable: RenderableType) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=100, color_system=None).print(renderable)
+    return stream.getvalue().rstrip() + "\n"

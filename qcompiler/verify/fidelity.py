@@ -1,0 +1,140 @@
+"""Compare the artifact's outputs with the float model's on the same feeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.diagnostics import Code, Diagnostic
+from qcompiler.pipeline.contract import Feed
+from qcompiler.recipe import VerifyOptions
+
+__all__ = ["OutputFidelity", "compare_outputs", "judge"]
+
+Run = Callable[[Feed], Mapping[str, npt.NDArray[np.generic]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutputFidelity:
+    """How near one output is to float's, over all feeds.
+
+    Attributes:
+        output: Name of the output.
+        cosine: Cosine similarity over all elements of all feeds.
+        sqnr_db: 10 log10(signal power / error power), decibels; infinite when equal.
+        max_abs: Largest absolute difference.
+        finite: Whether the artifact's values are finite wherever float's are.
+        feeds: Feeds compared.
+    """
+
+    output: str
+    cosine: float
+    sqnr_db: float
+    max_abs: float
+    finite: bool
+    feeds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form (an infinite SQNR becomes None)."""
+        data = dataclasses.asdict(self)
+        data["sqnr_db"] = self.sqnr_db if np.isfinite(self.sqnr_db) else None
+        return data
+
+
+class _Sums:
+    """Running sums of one output, float64: millions of float32 products lose digits otherwise."""
+
+    def __init__(self) -> None:
+        self.xx = self.yy = self.xy = self.ee = 0.0
+        self.max_abs = 0.0
+        self.finite = True
+        self.feeds = 0
+
+    def add(self, x: npt.NDArray[np.generic], y: npt.NDArray[np.generic]) -> None:
+        a, b = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
+        known = np.isfinite(a)
+        a, b = a[known], b[known]
+        if not np.isfinite(b).all():
+            self.finite = False
+            b = np.nan_to_num(b, posinf=0.0, neginf=0.0)
+        error = b - a
+        self.xx += float(a @ a)
+        self.yy += float(b @ b)
+        self.xy += float(a @ b)
+        self.ee += float(error @ error)
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+        self.feeds += 1
+
+    def result(self, output: str) -> OutputFidelity:
+        norm = np.sqrt(self.xx * self.yy)
+        both_zero = self.xx == 0.0 and self.yy == 0.0
+        cosine = 1.0 if both_zero else (self.xy / norm if norm > 0.0 else 0.0)
+        sqnr = float("inf") if self.ee == 0.0 else -float("inf")
+        if self.ee > 0.0 and self.xx > 0.0:
+            sqnr = 10.0 * float(np.log10(self.xx / self.ee))
+        return OutputFidelity(
+            output, float(min(cosine, 1.0)), sqnr, self.max_abs, self.finite, self.feeds
+        )
+
+
+def compare_outputs(
+    reference: Run, candidate: Run, feeds: Iterable[Feed]
+) -> tuple[OutputFidelity, ...]:
+    """Run both on ``feeds`` and compare every floating-point output that has the same shape.
+
+    Integer outputs (argmax, boxes) are compared as numbers too. An output whose shape differs is
+    reported as not finite with cosine 0.
+    """
+    sums: dict[str, _Sums] = {}
+    broken: set[str] = set()
+    for feed in feeds:
+        want, got = reference(feed), candidate(feed)
+        for name, x in want.items():
+            y = got.get(name)
+            if x.dtype.kind not in "fiub":
+                continue
+            entry = sums.setdefault(name, _Sums())
+            if y is None or x.shape != y.shape:
+                broken.add(name)
+                continue
+            entry.add(x, y)
+    return tuple(
+        OutputFidelity(name, 0.0, -float("inf"), float("inf"), False, entry.feeds)
+        if name in broken
+        else entry.result(name)
+        for name, entry in sums.items()
+    )
+
+
+def judge(results: Iterable[OutputFidelity], options: VerifyOptions) -> list[Diagnostic]:
+    """Diagnostics for outputs below the recipe's thresholds: WRONG_RESULT or LOW_FIDELITY."""
+    found = []
+    for item in results:
+        numbers = {"cosine": item.cosine, "max_abs": item.max_abs}
+        said = f"cosine {item.cosine:.4f}, SQNR {item.sqnr_db:.1f} dB over {item.feeds} feeds"
+        if not item.finite or item.cosine < options.wrong_cosine:
+            found.append(
+                Diagnostic(
+                    Code.WRONG_RESULT,
+                    item.output,
+                    f"{said}; wanted at least {options.wrong_cosine}"
+                    + ("" if item.finite else ", and finite values"),
+                    "compile with dump to see each pass, or keep layers in float by a rule",
+                    numbers,
+                )
+            )
+        elif item.cosine < options.min_cosine:
+            found.append(
+                Diagnostic(
+                    Code.LOW_FIDELITY,
+                    item.output,
+                    f"{said}; wanted at least {options.min_cosine}",
+                    "give more calibration data, use recipe 'dynamic-int8', or keep layers in float",
+                    numbers,
+                )
+            )
+    return found
