@@ -1,0 +1,204 @@
+"""Open and run ONNX Runtime sessions on models, on the CPU.
+
+A model in memory is handed over without its large weights, which the session reads where they are:
+no copy, no 2 GB limit of protobuf, no temporary file.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.pipeline.contract import Feed
+from qcompiler.runtime.settings import Level, SessionSettings
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["open_session", "run", "runtime_errors"]
+
+_LEVELS: dict[Level, str] = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
+    "all": "ORT_ENABLE_ALL",
+}
+_DEFAULT = SessionSettings()
+_QUIET = 4  # only fatal messages: what fails comes back as an exception anyway
+# Smaller initializers stay in the protobuf, where shape inference of the runtime reads them.
+_LENT_BYTES = 4096
+# Types that an OrtValue takes from numpy; bfloat16, float8 and 4 bits stay in the protobuf.
+_LENT_DTYPES = frozenset(
+    {
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.DOUBLE,
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+        ir.DataType.INT16,
+        ir.DataType.UINT16,
+        ir.DataType.INT32,
+        ir.DataType.UINT32,
+        ir.DataType.INT64,
+        ir.DataType.UINT64,
+        ir.DataType.BOOL,
+    }
+)
+# Above this an optimized model is not written as one protobuf (limit 2 GiB, less room for nodes).
+_ONE_FILE_BYTES = 1_800_000_000
+
+
+def open_session(
+    model: ir.Model | str | os.PathLike[str],
+    *,
+    settings: SessionSettings = _DEFAULT,
+    threads: int | None = None,
+    optimized_path: pathlib.Path | None = None,
+) -> ort.InferenceSession:
+    """An ``onnxruntime.InferenceSession`` on the CPU provider.
+
+    Args:
+        model: A model, or the path of one. The session of a model borrows its large weights, so
+            they must not be written to while it lives.
+        settings: Optimization level and configuration entries.
+        threads: Threads within an operator; None leaves the choice to the runtime.
+        optimized_path: Where the runtime shall write the graph it really runs. Weights of more
+            than 1.8 GB go to a second file beside it.
+
+    Raises:
+        QcError: QC606 with the runtime's own words when it refuses the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, _LEVELS[settings.level]
+    )
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, entry in settings.entries.items():
+        options.add_session_config_entry(key, str(entry))
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    if isinstance(model, ir.Model):
+        where, lent = model.graph.name or "model", _lendable(model)
+        source: bytes | str = _bytes_without(model, lent)
+        values = {name: _ort_value(tensor) for name, (_, tensor) in lent.items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        if optimized_path is not None and sum(t.nbytes for _, t in lent.values()) > _ONE_FILE_BYTES:
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name",
+                f"{optimized_path.name}.data",
+            )
+    else:
+        where, source, values = str(model), os.fspath(model), {}
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except runtime_errors() as error:
+        raise QcError(
+            Code.DOES_NOT_LOAD,
+            where,
+            f"the runtime refuses the model: {runtime_message(error)}",
+            "check that onnxruntime is new enough for the model's opset and operators",
+        ) from error
+    session._qcompiler_lent = values  # the session points into these arrays: keep them alive
+    return session
+
+
+def run(
+    session: ort.InferenceSession,
+    feed: Feed,
+    outputs: Sequence[str] | None = None,
+    *,
+    code: Code = Code.FLOAT_MODEL_FAILS,
+) -> dict[str, npt.NDArray[Any]]:
+    """Outputs by name; all of them when ``outputs`` is None.
+
+    Args:
+        session: An open session.
+        feed: Array by input name.
+        outputs: Names of the outputs to compute.
+        code: Code of the error, since only the caller knows whose model this is.
+
+    Raises:
+        QcError: ``code``, with the runtime's own words and the shapes of the feed.
+    """
+    names = [o.name for o in session.get_outputs()] if outputs is None else list(outputs)
+    try:
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    except runtime_errors() as error:
+        shapes = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in feed.items())
+        raise QcError(
+            code,
+            "session",
+            f"the runtime fails on a feed of {shapes}: {runtime_message(error)}",
+            "check that the feed suits the model; dimensions named alike must be equal",
+        ) from error
+
+
+@functools.cache
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its own classes, and what its binding makes of bad arguments."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [item for item in vars(state).values() if isinstance(item, type)]
+    return (
+        *(item for item in own if issubclass(item, Exception)),
+        RuntimeError,
+        ValueError,
+        TypeError,
+    )
+
+
+def runtime_message(error: BaseException) -> str:
+    """The runtime's own words on one line, without the prefix and the paths of its sources."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"/\S+?/onnxruntime/(core|contrib_ops)/", r"\1/", text)
+    return re.sub(r"\s+", " ", text)[:800].rstrip(". ")
+
+
+def _lendable(model: ir.Model) -> dict[str, tuple[ir.Value, ir.TensorProtocol]]:
+    """Initializers of the main graph that a session can read in place, by name."""
+    found = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in _LENT_DTYPES or tensor.nbytes < _LENT_BYTES:
+            continue
+        if not value.is_graph_input():  # a default may be replaced by a feed
+            found[name] = (value, tensor)
+    return found
+
+
+def _bytes_without(model: ir.Model, lent: dict[str, tuple[ir.Value, ir.TensorProtocol]]) -> bytes:
+    """The protobuf, with the lent initializers as references to a file that is never opened."""
+    for name, (value, tensor) in lent.items():
+        value.const_value = ir.ExternalTensor(
+            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
+    try:
+        data: bytes = ir.to_proto(model).SerializeToString()
+        return data
+    finally:
+        for value, tensor in lent.values():
+            value.const_value = tensor
+
+
+def _ort_value(tensor: ir.TensorProtocol) -> ort.OrtValue:
+    import onnxruntime
+
+    array = tensor.numpy()
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, requirements=["C", "ALIGNED"])
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
