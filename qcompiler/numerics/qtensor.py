@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.affine import Array, dequantize
+from qcompiler.numerics.affine import Array, IntArray, dequantize
 from qcompiler.schemes import QSpec
 
 __all__ = ["QTensor", "expand_groups"]
@@ -24,13 +24,13 @@ class QTensor:
     - ``original ~= (q - zero_point) * scale``, each scale repeated over its tile.
 
     Attributes:
-        q: int32 ``[...]``.
+        q: ``[...]``, one unpacked integer per element in any integer type that holds it.
         scale: float32.
         zero_point: int32 or None.
         spec: How it was quantized.
     """
 
-    q: npt.NDArray[np.int32]
+    q: IntArray
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int32] | None
     spec: QSpec

@@ -62,11 +62,13 @@ class Kernel:
         scheme: When activations are quantized.
         inputs: Spec per input; None is a float (or absent) input. Bias is not listed.
         output: Spec of output 0, or None for float.
-        runtime_op: What must be seen in the runtime's optimized graph, ``domain:Op``.
+        runtime_op: What must be seen in the runtime's optimized graph, ``domain:Op``; "" where the
+            runtime shows none.
         forms: Forms in which the row exists.
         conditions: Names of predicates (:mod:`qcompiler.targets.conditions`), all must hold.
         fuses: Operators that may be absorbed behind it (``Relu``, ``Clip``, ``Add``: a bias).
         source: Where the claim comes from: URL, document section, or probe.
+        qdq_ops: What may be seen instead of ``runtime_op`` when the model is written as QDQ.
     """
 
     id: str
@@ -79,6 +81,12 @@ class Kernel:
     forms: tuple[Form, ...] = (Form.ORT, Form.QDQ)
     conditions: tuple[str, ...] = ()
     fuses: tuple[str, ...] = ()
+    qdq_ops: tuple[str, ...] = ()
+
+    def seen_as(self, form: Form) -> tuple[str, ...]:
+        """Operators of which one must be in the runtime's graph; empty: nothing can be proven."""
+        ops = (*self.qdq_ops, self.runtime_op) if form is Form.QDQ else (self.runtime_op,)
+        return tuple(op for op in ops if op)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,3 +175,9 @@ class Target:
             if row.id == id:
                 return row
         raise KeyError(id)
+
+    def weight_spec(self, spec: QSpec) -> QSpec:
+        """The spec of an 8-bit weight with the target's :attr:`weight_bits` applied."""
+        if self.weight_bits is None or spec.dtype.bitwidth != 8 or spec.group_size is not None:
+            return spec
+        return dataclasses.replace(spec, bits=self.weight_bits)

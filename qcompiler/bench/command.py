@@ -1,0 +1,54 @@
+"""``qcompile bench``: prepare the feed and the contestants."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import onnx_ir as ir
+
+from qcompiler.bench.compare import Candidate, Comparison, compare
+from qcompiler.calibration.feeds import open_feeds
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.runtime.inputs import generate_feed, input_specs
+
+__all__ = ["bench_models"]
+
+
+def bench_models(
+    artifact: str | os.PathLike[str],
+    against: str | os.PathLike[str],
+    data: str | None = None,
+    *,
+    rounds: int = 9,
+    seconds: float = 0.3,
+    threads: int | None = None,
+) -> tuple[Comparison, ...]:
+    """Time ``artifact`` against ``against``; each an ONNX file or an artifact folder.
+
+    Args:
+        artifact: The contestant.
+        against: The baseline of the ratio.
+        data: Feeds as for calibration, the first is used; None generates one.
+        rounds: Interleaved rounds.
+        seconds: Seconds per model and round.
+        threads: Intra-op threads; None is the runtime's default.
+
+    Raises:
+        QcError: QC701 a model is missing, QC20x the data do not fit, QC606 a model does not load.
+    """
+    paths = [pathlib.Path(against), pathlib.Path(artifact)]
+    for path in paths:
+        if not path.exists():
+            raise QcError(Code.NO_FILE, str(path), "there is no such file or folder")
+    file = paths[0] / "model.onnx" if paths[0].is_dir() else paths[0]
+    model = ir.load(file)
+    feed = open_feeds(data, input_specs(model)).first if data else generate_feed(model)
+    names = [path.name for path in paths]
+    return compare(
+        [Candidate(name, path) for name, path in zip(names, paths, strict=True)],
+        feed,
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+    )

@@ -1,0 +1,309 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qcompiler.cli.terminal import FAILED, USAGE, err, fail, out, print_json, steps
+from qcompiler.diagnostics import Code, QcError
+
+if TYPE_CHECKING:
+    from qcompiler.artifact import Artifact
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="qcompile",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Compile a model into a quantized, explained and proven ONNX artifact.",
+    epilog="Exit codes: 0 done; 1 done, but a check failed; 2 the input cannot be used.",
+)
+targets_app = typer.Typer(no_args_is_help=False, help="List targets, or show one.")
+app.add_typer(targets_app, name="targets", invoke_without_command=True)
+
+Model = Annotated[str, typer.Argument(help="ONNX file, transformers folder or .pt2 file.")]
+Out = Annotated[pathlib.Path, typer.Argument(help="Artifact folder.")]
+Target = Annotated[str, typer.Option(help="Target name or file; see `qcompile targets`.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, static-int8, dynamic-int8, weight-int8, weight-int4, float, or a "
+        "TOML/YAML/JSON file."
+    ),
+]
+Calibration = Annotated[
+    str | None, typer.Option(help=".npz file of inputs, or a folder of such files.")
+]
+Form = Annotated[str | None, typer.Option(help="ort or qdq; default: the target's.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Threads = Annotated[int | None, typer.Option(help="Intra-op threads.", min=1)]
+
+
+@app.command("compile")
+def compile_(
+    model: Model,
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="Folder to write.")],
+    target: Target = "cpu",
+    recipe: RecipeOption = None,
+    calibration: Calibration = None,
+    form: Form = None,
+    plan: Annotated[
+        pathlib.Path | None, typer.Option(help="A plan.json to follow instead of deciding.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Fail on diagnostics of level error.")] = False,
+    threads: Threads = None,
+    dump: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder for the graph's text after each pass.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile MODEL and write an artifact folder.
+
+    Example: qcompile compile model.onnx --recipe static-int8 --calibration data.npz -o out
+    """
+    from qcompiler.driver import qcompile
+    from qcompiler.report.tables import summary
+
+    with steps(quiet or json) as progress:
+        artifact = qcompile(
+            model,
+            target=target,
+            recipe=recipe,
+            calibration=calibration,
+            form=form,
+            output=output,
+            plan=plan,
+            strict=strict,
+            threads=threads,
+            dump=dump,
+            progress=progress,
+        )
+    if json:
+        print_json({"output": str(output), **artifact.report.to_dict()})
+    elif not quiet:
+        out.print(summary(artifact.report))
+        out.print(f"written to {output}")
+
+
+@app.command()
+def explain(
+    source: Annotated[str, typer.Argument(help="Artifact folder, or a model to plan.")],
+    target: Target = "cpu",
+    recipe: RecipeOption = None,
+    calibration: Calibration = None,
+    removed: Annotated[
+        bool, typer.Option(help="Also the nodes that exact rewrites folded away.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Tell of each node how it is quantized, or the coded reason why not."""
+    from qcompiler.report.tables import plan_table, summary
+
+    folder = pathlib.Path(source)
+    if (folder / "manifest.json").is_file():
+        artifact = _load(folder)
+    else:
+        from qcompiler.driver import qcompile
+        from qcompiler.recipe import Recipe
+
+        wanted = Recipe.of(recipe)
+        plain = wanted.model_copy(
+            update={"verify": wanted.verify.model_copy(update={"enabled": False})}
+        )
+        with steps(json) as progress:
+            artifact = qcompile(source, target, plain, calibration, progress=progress)
+    if json:
+        print_json({"plan": artifact.plan.to_dict(), "report": artifact.report.to_dict()})
+        return
+    out.print(plan_table(artifact.plan, removed=removed))
+    out.print()
+    out.print(summary(artifact.report))
+
+
+@app.command()
+def verify(
+    artifact: Out,
+    against: Annotated[str, typer.Option(help="The float model.")],
+    data: Annotated[
+        str | None, typer.Option(help="Feeds as for --calibration; default: generated.")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Run an artifact again beside its float model: outputs, kernels, speed. Exit 1 on failure."""
+    from qcompiler.verify.again import verify_artifact
+
+    with steps(json):
+        report = verify_artifact(_load(artifact), against, data, threads=threads)
+    if json:
+        print_json(report.to_dict())
+    else:
+        from qcompiler.report.tables import summary
+
+        out.print(summary(report))
+    if report.errors:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def bench(
+    artifact: Out,
+    against: Annotated[str, typer.Option(help="ONNX file or artifact to compare with.")],
+    data: Annotated[str | None, typer.Option(help="Feeds; the first is timed.")] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 9,
+    seconds: Annotated[float, typer.Option(help="Seconds a round and model.", min=0.01)] = 0.3,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Time an artifact against another model: a process each, interleaved, ratio with spread."""
+    from qcompiler.bench.command import bench_models
+
+    rows = bench_models(
+        artifact, against, data, rounds=rounds, seconds=seconds, threads=threads
+    )
+    if json:
+        print_json([row.to_dict() for row in rows])
+        return
+    from rich.table import Table
+
+    table = Table("model", "median ms", "speed-up", "10-90 %", "runs", box=None)
+    for row in rows:
+        table.add_row(
+            row.name, f"{row.median_ms:.3f}", f"{row.ratio:.2f}x",
+            f"{row.low:.2f}-{row.high:.2f}", str(row.runs),
+        )
+    out.print(table)
+
+
+@targets_app.callback()
+def targets(context: typer.Context, json: Json = False) -> None:
+    """List the built-in targets; `qcompile targets show NAME` shows one."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from qcompiler.targets.registry import host_target, load_target, target_names
+
+    rows = [load_target(name) for name in target_names() if name != "cpu"]
+    host = host_target().name
+    if json:
+        print_json([{"name": t.name, "runtime": t.runtime, "description": t.description,
+                     "host": t.name == host} for t in rows])
+        return
+    table = Table("target", "runtime", "form", "rows", "what", box=None)
+    for item in rows:
+        name = f"{item.name} (this host)" if item.name == host else item.name
+        table.add_row(
+            name, item.runtime, item.form.value, str(len(item.kernels)), item.description
+        )
+    out.print(table)
+
+
+@targets_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Target name or file.")],
+    toml: Annotated[bool, typer.Option("--toml", help="As a target file to edit.")] = False,
+) -> None:
+    """Show every row of a target with its source."""
+    from qcompiler.targets.registry import load_target
+
+    target = load_target(name)
+    if toml:
+        from qcompiler.targets.toml import to_toml
+
+        sys.stdout.write(to_toml(target))
+        return
+    from qcompiler.targets.describe import describe
+
+    sys.stdout.write(describe(target) + "\n")
+
+
+@app.command()
+def probe(
+    target: Target = "cpu",
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the refitted costs for this host.")
+    ] = False,
+    quick: Annotated[bool, typer.Option(help="Fewer shapes, about 15 s.")] = False,
+    json: Json = False,
+) -> None:
+    """Check every row of a target on the runtime here, and refit its cost model. Exit 1 if a row
+    fails.
+    """
+    from qcompiler.cli.probing import run_probe
+
+    if not run_probe(target, save=save, quick=quick, json=json):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def passes(json: Json = False) -> None:
+    """List the installed passes in pipeline order, with what they need and give."""
+    from rich.table import Table
+
+    from qcompiler.cli.listing import pass_rows
+
+    rows = pass_rows()
+    if json:
+        print_json(rows)
+        return
+    table = Table("pass", "phase", "exact", "needs", "gives", "options", "what", box=None)
+    for row in rows:
+        table.add_row(
+            row["name"], row["phase"], "yes" if row["exact"] else "no", ", ".join(row["needs"]),
+            ", ".join(row["gives"]), " ".join(f"{k}={v}" for k, v in row["options"].items()),
+            row["summary"],
+        )
+    out.print(table)
+
+
+@app.command()
+def opt(
+    model: Model,
+    passes: Annotated[str, typer.Option(help="Pipeline text: name,name{option=value}.")],
+    target: Target = "cpu",
+    recipe: RecipeOption = None,
+    calibration: Calibration = None,
+    output: Annotated[
+        pathlib.Path | None, typer.Option("--output", "-o", help="Write an ONNX file instead.")
+    ] = None,
+) -> None:
+    """Run a pipeline on MODEL and print the graph's text (before and after: `--passes ''`)."""
+    from qcompiler.cli.opt import run_opt
+
+    text = run_opt(model, passes, target, recipe, calibration, output)
+    if text:
+        sys.stdout.write(text)
+
+
+def _load(folder: pathlib.Path) -> Artifact:
+    from qcompiler.artifact import Artifact
+
+    return Artifact.load(folder)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line; a :class:`QcError` becomes one message and exit code 2."""
+    command = typer.main.get_command(app)
+    try:
+        command(args=arguments, prog_name="qcompile")
+    except QcError as error:
+        fail(error)
+        raise SystemExit(_exit_code(error)) from error
+    except KeyboardInterrupt:
+        err.print("stopped")
+        raise SystemExit(130) from None
+
+
+def _exit_code(error: QcError) -> int:
+    checks: tuple[Any, ...] = (Code.WRONG_RESULT, Code.KERNEL_NOT_SEEN)
+    return FAILED if error.code in checks else USAGE

@@ -1,0 +1,50 @@
+"""``qcompile opt``: run a pipeline on a model and show the text."""
+
+from __future__ import annotations
+
+import pathlib
+
+import onnx_ir as ir
+
+from qcompiler.frontends import open_model
+from qcompiler.ir.text import model_text
+from qcompiler.pipeline.contract import State
+from qcompiler.pipeline.registry import parse_pipeline
+from qcompiler.pipeline.run import run_pipeline
+from qcompiler.recipe import Recipe
+from qcompiler.targets.registry import load_target
+
+__all__ = ["run_opt"]
+
+
+def run_opt(
+    model: str,
+    passes: str,
+    target: str,
+    recipe: str | None,
+    calibration: str | None,
+    output: pathlib.Path | None,
+) -> str:
+    """The model's text after the pipeline; with ``output`` the model is written there instead."""
+    opened = open_model(model)
+    resolved = load_target(target)
+    feeds = None
+    if calibration is not None:
+        from qcompiler.calibration.feeds import open_feeds
+        from qcompiler.runtime.inputs import input_specs
+
+        feeds = open_feeds(calibration, input_specs(opened.model))
+    state = State(
+        resolved,
+        Recipe.of(recipe),
+        resolved.form,
+        feeds=feeds,
+        sample=feeds.first if feeds is not None else opened.example,
+    )
+    run_pipeline(parse_pipeline(passes), opened.model, state)
+    if output is None:
+        return model_text(opened.model)
+    partial = output.with_name(f".{output.name}.partial")
+    ir.save(opened.model, partial)
+    partial.replace(output)
+    return ""

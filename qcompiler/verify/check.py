@@ -1,0 +1,171 @@
+"""All checks of one artifact: it loads, its outputs, its kernels, its speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.pipeline.contract import Feed, State
+from qcompiler.plan import Verdict
+from qcompiler.runtime.settings import SessionSettings
+from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
+from qcompiler.verify.kernels import Proof, prove
+
+__all__ = ["Checked", "check_artifact", "difference"]
+
+_LATENCY_SECONDS = 0.5  # enough for ~10 pairs of a 30 ms model; longer only delays the compile
+# Exact rewrites reorder float32 sums, so equality is up to rounding of the largest value.
+_EXACT_RTOL = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What verification found.
+
+    Attributes:
+        fidelity: Per output.
+        proof: Planned and seen kernels; None where not provable.
+        latency: ``float_ms``, ``artifact_ms``, ``ratio`` (> 1 is faster), ``runs``, ``feed``.
+        diagnostics: Codes QC6xx.
+    """
+
+    fidelity: tuple[OutputFidelity, ...] = ()
+    proof: Proof | None = None
+    latency: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    def slower_than(self, tolerated: float) -> bool:
+        """Whether the artifact was measured slower than float by more than ``tolerated``."""
+        return bool(self.latency) and self.latency["ratio"] < 1.0 / (1.0 + tolerated)
+
+
+def check_artifact(
+    reference: ir.Model,
+    candidate: ir.Model,
+    state: State,
+    samples: Sequence[Feed],
+    *,
+    threads: int | None = None,
+    source: str = "",
+) -> Checked:
+    """Run every check that this host can do.
+
+    Args:
+        reference: The user's float model, run as a user would: a session with default options.
+        candidate: The emitted model.
+        state: Its plan, target, recipe and session options.
+        samples: Feeds to compare on; the first is also timed.
+        threads: Intra-op threads; None is the runtime's default.
+        source: Path of the float model when it is an ONNX file (saves serializing it).
+
+    Raises:
+        QcError: QC606 the runtime refuses the artifact, QC607 the float model does not run.
+    """
+    if state.target.runtime != "onnxruntime" and not _runs_standard_onnx(candidate):
+        return Checked(diagnostics=(_not_verified(f"runtime {state.target.runtime} is not here"),))
+    if not samples:
+        return Checked(diagnostics=(_not_verified("there is no feed to run it on"),))
+    from qcompiler.runtime.session import open_session, run
+
+    path = pathlib.Path(source)
+    given: ir.Model | pathlib.Path = reference
+    if path.suffix == ".onnx" and path.is_file():
+        given = path
+    float_session = open_session(given, threads=threads, code=Code.FLOAT_MODEL_FAILS)
+    session = open_session(candidate, settings=state.session, threads=threads)
+    fidelity = compare_outputs(
+        lambda feed: run(float_session, feed, code=Code.FLOAT_MODEL_FAILS),
+        lambda feed: run(session, feed, code=Code.DOES_NOT_LOAD),
+        samples,
+    )
+    diagnostics = judge(fidelity, state.recipe.verify)
+    proof = None
+    host_fits = _host_fits(state)
+    quantized = state.plan is not None and any(
+        item.verdict is Verdict.QUANTIZED for item in state.plan
+    )
+    if not host_fits:
+        diagnostics.append(
+            _not_verified(f"target {state.target.name} is not this host: kernels and speed unproven")
+        )
+    elif quantized:
+        proof = _prove(candidate, state)
+        diagnostics.extend(proof.diagnostics())
+    latency = _latency(float_session, session, samples[0]) if host_fits else {}
+    return Checked(fidelity, proof, latency, tuple(diagnostics))
+
+
+def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
+    """What differs between two models that should compute the same, or None.
+
+    Compared on the state's sample feed with graph optimizations off, to a relative error of 1e-4
+    of the largest value of each output.
+    """
+    if state.sample is None:
+        return None
+    from qcompiler.runtime.session import open_session, run
+
+    plain = SessionSettings(level="disable")
+    want = run(open_session(before, settings=plain), state.sample)
+    got = run(open_session(after, settings=plain), state.sample)
+    for name, x in want.items():
+        y = got.get(name)
+        if y is None or x.shape != y.shape:
+            return f"output {name} has shape {None if y is None else y.shape}, wanted {x.shape}"
+        if x.dtype.kind != "f":
+            if not np.array_equal(x, y):
+                return f"output {name} differs"
+            continue
+        bound = _EXACT_RTOL * max(float(np.abs(x).max(initial=0.0)), 1e-6)
+        error = float(np.abs(x.astype(np.float64) - y).max(initial=0.0))
+        if not error <= bound:
+            return f"output {name} differs by {error:.3g}, tolerated {bound:.3g}"
+    return None
+
+
+def _prove(candidate: ir.Model, state: State) -> Proof:
+    from qcompiler.runtime.kernels import optimized_graph
+
+    assert state.plan is not None
+    return prove(state.plan, state.target, optimized_graph(candidate, state.session))
+
+
+def _latency(float_session: Any, session: Any, feed: Feed) -> dict[str, Any]:
+    from qcompiler.runtime.timing import compare_latency
+
+    measured = compare_latency(float_session, session, feed, _LATENCY_SECONDS)
+    shapes = ", ".join(f"{name}[{'x'.join(map(str, a.shape))}]" for name, a in feed.items())
+    return {
+        "float_ms": measured.a_ms,
+        "artifact_ms": measured.b_ms,
+        "ratio": measured.ratio,
+        "runs": measured.runs,
+        "feed": shapes,
+    }
+
+
+def _host_fits(state: State) -> bool:
+    from qcompiler.targets.registry import host_flags
+
+    return state.target.runtime == "onnxruntime" and set(state.target.isa) <= host_flags()
+
+
+def _runs_standard_onnx(model: ir.Model) -> bool:
+    return set(model.opset_imports) <= {"", "ai.onnx", "com.microsoft"}
+
+
+def _not_verified(why: str) -> Diagnostic:
+    return Diagnostic(Code.NOT_VERIFIED, "", why, "run `qcompile verify` on a host of the target")
+
+
+def refuse_wrong(checked: Checked) -> None:
+    """Raise the first WRONG_RESULT diagnostic: a wrong result is an error, strict or not."""
+    for item in checked.diagnostics:
+        if item.code is Code.WRONG_RESULT:
+            raise QcError(item.code, item.where, item.message, item.hint, **item.values)
