@@ -1,0 +1,1 @@
+"""Cost tables of the CPU targets: measured defaults, which `qcompile probe` replaces."""

@@ -1,0 +1,255 @@
+"""AVX-512 without VNNI: derived, not measured.
+
+Float is that of the AMX table (the same vector width). An 8-bit product there takes three
+instructions for 64 multiply-accumulates (vpmaddubsw, vpmaddwd, vpaddd) against one for 16 in
+float, hence 1.4 times float at many rows, and 2.5 times at one row, where memory decides.
+`qcompile probe` measures the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qcompiler.targets.schema import Cost
+
+__all__ = ["COSTS"]
+
+COSTS: Mapping[str, Cost] = {
+    "float": Cost(fixed_us=1.95, per_element_ns=0.16),
+    "float.MatMul": Cost(
+        fixed_us=1.5,
+        per_mac_ns=(
+            (1, 0.081),
+            (4, 0.022),
+            (8, 0.0117),
+            (32, 0.0082),
+            (128, 0.007),
+            (1024, 0.0073),
+        ),
+    ),
+    "float.MatMul/batched": Cost(
+        fixed_us=2.6,
+        per_mac_ns=(
+            (1, 0.064),
+            (32, 0.0136),
+            (128, 0.0096),
+            (1024, 0.008),
+        ),
+        per_element_ns=0.032,
+    ),
+    "float.Gemm": Cost(
+        fixed_us=1.5,
+        per_mac_ns=(
+            (1, 0.081),
+            (4, 0.022),
+            (8, 0.0117),
+            (32, 0.0082),
+            (128, 0.007),
+            (1024, 0.0073),
+        ),
+    ),
+    "float.Attention": Cost(
+        fixed_us=15.6,
+        per_mac_ns=(
+            (1, 0.064),
+            (32, 0.0136),
+            (128, 0.0096),
+            (1024, 0.008),
+        ),
+        per_element_ns=0.24,
+    ),
+    "float.Conv": Cost(
+        fixed_us=3,
+        per_mac_ns=(
+            (64, 0.008),
+            (1024, 0.0069),
+            (4096, 0.0073),
+        ),
+        per_element_ns=0.03,
+    ),
+    "float.Conv/dense": Cost(
+        fixed_us=3,
+        per_mac_ns=(
+            (64, 0.008),
+            (1024, 0.0068),
+            (4096, 0.0073),
+        ),
+    ),
+    "float.Conv/pointwise": Cost(
+        fixed_us=3,
+        per_mac_ns=(
+            (64, 0.0066),
+            (1024, 0.0066),
+            (4096, 0.007),
+        ),
+        per_element_ns=0.19,
+    ),
+    "float.Conv/depthwise": Cost(fixed_us=3, per_mac_ns=((1024, 0.0125),), per_element_ns=0.2),
+    "float.Conv/stem": Cost(fixed_us=3, per_mac_ns=((1024, 0.0015),), per_element_ns=0.22),
+    "float.ConvTranspose": Cost(fixed_us=6.5, per_mac_ns=((1024, 0.0128),), per_element_ns=0.48),
+    "float.LayerNormalization": Cost(fixed_us=2, per_element_ns=0.32),
+    "float.RMSNormalization": Cost(fixed_us=2, per_element_ns=0.174),
+    "float.Softmax": Cost(fixed_us=2.5, per_element_ns=0.26),
+    "float.Gelu": Cost(fixed_us=3.5, per_element_ns=0.34),
+    "float.Add": Cost(fixed_us=1.5, per_element_ns=0.153),
+    "float.Mul": Cost(fixed_us=1.5, per_element_ns=0.153),
+    "float.Sub": Cost(fixed_us=1.3, per_element_ns=0.096),
+    "float.Div": Cost(fixed_us=2.6, per_element_ns=0.144),
+    "float.Sigmoid": Cost(fixed_us=2.5, per_element_ns=0.2),
+    "float.Tanh": Cost(fixed_us=2.86, per_element_ns=0.192),
+    "float.Erf": Cost(fixed_us=3.51, per_element_ns=0.272),
+    "float.HardSwish": Cost(fixed_us=2.21, per_element_ns=0.216),
+    "float.HardSigmoid": Cost(fixed_us=1.82, per_element_ns=0.0896),
+    "float.Swish": Cost(fixed_us=3.51, per_element_ns=0.362),
+    "float.Relu": Cost(fixed_us=1.5, per_element_ns=0.163),
+    "float.LeakyRelu": Cost(fixed_us=1.43, per_element_ns=0.072),
+    "float.Clip": Cost(fixed_us=1.3, per_element_ns=0.0672),
+    "float.MaxPool": Cost(fixed_us=2.6, per_element_ns=0.192),
+    "float.AveragePool": Cost(fixed_us=2.6, per_element_ns=0.24),
+    "float.GlobalAveragePool": Cost(fixed_us=2.6, per_element_ns=0.048),
+    "float.Concat": Cost(fixed_us=1.56, per_element_ns=0.128),
+    "float.Transpose": Cost(fixed_us=3, per_element_ns=0.28),
+    "float.Split": Cost(fixed_us=1.43, per_element_ns=0.0992),
+    "float.Resize": Cost(fixed_us=3.9, per_element_ns=0.48),
+    "float.Gather": Cost(fixed_us=1.95, per_element_ns=0.192),
+    "float.Slice": Cost(fixed_us=1.95, per_element_ns=0.128),
+    "float.ReduceMean": Cost(fixed_us=1.95, per_element_ns=0.064),
+    "float.ReduceMax": Cost(fixed_us=1.43, per_element_ns=0.048),
+    "carry.MaxPool": Cost(fixed_us=2.6, per_element_ns=0.08),
+    "carry.Transpose": Cost(fixed_us=3, per_element_ns=0.28),
+    "carry.Concat": Cost(fixed_us=1.56, per_element_ns=0.064),
+    "carry.Resize": Cost(fixed_us=3.9, per_element_ns=0.48),
+    "carry.Split": Cost(fixed_us=1.43, per_element_ns=0.048),
+    "carry.Slice": Cost(fixed_us=1.95, per_element_ns=0.048),
+    "carry.Gather": Cost(fixed_us=1.95, per_element_ns=0.08),
+    "matmul-static": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (1, 0.0324),
+            (4, 0.0113),
+            (8, 0.006),
+            (32, 0.00586),
+            (128, 0.005),
+            (1024, 0.00521),
+        ),
+    ),
+    "matmul-static-u8": Cost(
+        fixed_us=4.5,
+        per_mac_ns=(
+            (1, 0.0324),
+            (4, 0.0113),
+            (8, 0.006),
+            (32, 0.00586),
+            (128, 0.005),
+            (1024, 0.00521),
+        ),
+    ),
+    "matmul-dynamic": Cost(
+        fixed_us=6.5,
+        per_mac_ns=(
+            (1, 0.0324),
+            (4, 0.0113),
+            (8, 0.006),
+            (32, 0.00586),
+            (128, 0.005),
+            (1024, 0.00521),
+        ),
+        per_element_ns=0.02,
+    ),
+    "matmul-token": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (1, 0.0324),
+            (4, 0.0113),
+            (8, 0.006),
+            (32, 0.00586),
+            (128, 0.005),
+            (1024, 0.00521),
+        ),
+        per_element_ns=0.05,
+    ),
+    "matmul-weight": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (1, 0.027),
+            (4, 0.0116),
+            (8, 0.00616),
+            (32, 0.0103),
+            (128, 0.00875),
+            (1024, 0.00912),
+        ),
+    ),
+    "matmul-weight/8": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (1, 0.027),
+            (4, 0.0116),
+            (8, 0.00616),
+            (32, 0.0103),
+            (128, 0.00875),
+            (1024, 0.00912),
+        ),
+    ),
+    "matmul-weight/4": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (1, 0.0203),
+            (4, 0.00936),
+            (8, 0.00498),
+            (32, 0.0117),
+            (128, 0.01),
+            (1024, 0.0104),
+        ),
+    ),
+    "matmul-weight/2": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (1, 0.027),
+            (4, 0.0126),
+            (8, 0.00669),
+            (32, 0.0164),
+            (128, 0.014),
+            (1024, 0.0146),
+        ),
+    ),
+    "gather-weight": Cost(fixed_us=6.5, per_element_ns=0.4),
+    "conv-static": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (64, 0.00571),
+            (1024, 0.00493),
+            (4096, 0.00521),
+        ),
+        per_element_ns=0.0231,
+    ),
+    "conv-static/dense": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (64, 0.00571),
+            (1024, 0.00486),
+            (4096, 0.00521),
+        ),
+    ),
+    "conv-static/pointwise": Cost(
+        fixed_us=5,
+        per_mac_ns=(
+            (64, 0.00471),
+            (1024, 0.00471),
+            (4096, 0.005),
+        ),
+        per_element_ns=0.146,
+    ),
+    "conv-static/depthwise": Cost(fixed_us=5, per_mac_ns=((1024, 0.0179),), per_element_ns=0.286),
+    "conv-static/stem": Cost(fixed_us=5, per_mac_ns=((1024, 0.0025),), per_element_ns=0.367),
+    "add-static": Cost(fixed_us=2, per_element_ns=0.084),
+    "mul-static": Cost(fixed_us=2.86, per_element_ns=0.166),
+    "sigmoid-static": Cost(fixed_us=2.5, per_element_ns=0.142),
+    "leaky-relu-static": Cost(fixed_us=2.5, per_element_ns=0.142),
+    "average-pool-static": Cost(fixed_us=3.9, per_element_ns=0.24),
+    "global-average-pool-static": Cost(fixed_us=3.9, per_element_ns=0.048),
+    "concat-static": Cost(fixed_us=2.6, per_element_ns=0.128),
+    "quantize": Cost(fixed_us=1.3, per_element_ns=0.121),
+    "dequantize": Cost(fixed_us=1.3, per_element_ns=0.1),
+    "quantize-dynamic": Cost(fixed_us=2, per_element_ns=0.205),
+    "quantize-token": Cost(fixed_us=6.5, per_element_ns=0.45),
+}
