@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from qcompiler_models import pictures, scores
-from qcompiler_models.assets import Asset, build_once, cache_root, fetch
+from qcompiler_models.assets import Asset, fetch
+from qcompiler_models.exporting import export_once
 from qcompiler_models.real import Feed, RealModel, Run
 
 if TYPE_CHECKING:
@@ -55,29 +55,13 @@ class EfficientNetLite0(RealModel):
         return load_efficientnet_lite0(weights), (torch.from_numpy(example),)
 
     def onnx(self) -> pathlib.Path:
-        """Exported by ``torch.onnx.export(dynamo=True)`` at its default opset (20 in torch 2.13).
+        """Exported from ``torch()``; the batch is dynamic."""
 
-        The batch is dynamic. The name of the file holds the versions that made it.
-        """
-        made_by = [f"{p}-{importlib.metadata.version(p)}" for p in ("torch", "onnxscript")]
-        path = cache_root() / "onnx" / f"efficientnet-lite0_{'_'.join(made_by)}.onnx"
-        return build_once(path, self._export)
+        def load() -> tuple[nn.Module, dict[str, Any]]:
+            module, (image,) = self.torch()
+            return module, {"image": image}
 
-    def _export(self, path: pathlib.Path) -> None:
-        import torch
-
-        model, example = self.torch()
-        program = torch.onnx.export(
-            model,
-            example,
-            dynamo=True,
-            dynamic_shapes=({0: "batch"},),
-            input_names=["image"],
-            output_names=["logits"],
-            verbose=False,
-        )
-        assert program is not None, "export with dynamo=True gives a program"
-        program.save(path, external_data=False)
+        return export_once(self.name, load, axes={0: "batch"}, output_names=["logits"])
 
     def calibration(self, n: int = pictures.CALIBRATION_COUNT) -> list[Feed]:
         """The calibration pictures in batches of eight; there are 32, so more is the same."""

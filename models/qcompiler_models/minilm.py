@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler_models import scores, text
-from qcompiler_models.assets import Asset, build_once, cache_root, fetch
+from qcompiler_models.assets import Asset, fetch
+from qcompiler_models.exporting import export_once
 from qcompiler_models.real import Array, Feed, RealModel, Run
 
 if TYPE_CHECKING:
@@ -73,33 +73,14 @@ class MiniLM(RealModel):
         return model.eval(), {name: torch.from_numpy(x) for name, x in example.items()}
 
     def onnx(self) -> pathlib.Path:
-        """Exported by ``torch.onnx.export(dynamo=True)`` at its default opset (20 in torch 2.13).
-
-        Batch and sequence are dynamic. The name of the file holds the versions that made it.
-        """
-        made_by = [
-            f"{package}-{importlib.metadata.version(package)}"
-            for package in ("torch", "transformers", "onnxscript")
-        ]
-        path = cache_root() / "onnx" / f"minilm_{'_'.join(made_by)}.onnx"
-        return build_once(path, self._export)
-
-    def _export(self, path: pathlib.Path) -> None:
-        import torch
-
-        model, example = self.torch()
-        axes = {0: "batch", 1: "sequence"}
-        program = torch.onnx.export(
-            model,
-            (),
-            kwargs=example,
-            dynamo=True,
-            dynamic_shapes=dict.fromkeys(example, axes),
+        """Exported from ``torch()``; batch and sequence are dynamic."""
+        return export_once(
+            self.name,
+            self.torch,
+            axes={0: "batch", 1: "sequence"},
             output_names=["last_hidden_state", "pooler_output"],
-            verbose=False,
+            made_by=("torch", "onnxscript", "transformers"),
         )
-        assert program is not None, "export with dynamo=True gives a program"
-        program.save(path, external_data=False)
 
     def calibration(self, n: int = 64) -> list[Feed]:
         """Sentences of *Emma*, evenly spread, in batches of eight padded to their longest."""
