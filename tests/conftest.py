@@ -1,0 +1,33 @@
+"""Fixtures of all tests: check mode is on, golden texts are compared or rewritten."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+os.environ.setdefault("QC_CHECK", "1")  # every pass is held to its contract in every test
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite golden files from what is printed now"
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with ``tests/golden/<name>.txt``: ``golden("fold_batch_norm/conv", text)``."""
+
+    def compare(name: str, text: str) -> None:
+        path = pathlib.Path(__file__).parent / "golden" / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"no golden file {path.name}: run pytest --update-golden and review it"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare

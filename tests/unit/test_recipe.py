@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.recipe import RECIPES, Recipe
+from qcompiler.targets.schema import Scheme
+
+
+def test_none_is_the_auto_recipe() -> None:
+    assert Recipe.of(None) is RECIPES["auto"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_built_in_recipe_goes_through_json_unchanged(name: str) -> None:
+    recipe = RECIPES[name]
+    assert Recipe.of(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(QcError, match="static-int8") as error:
+        Recipe.of("statc-int8")
+    assert error.value.code is Code.UNKNOWN_RECIPE
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ({"shemes": ["static"]}, "schemes"),
+        ({"calibration": {"metod": "mse"}}, "method"),
+        ({"rules": [{"mach": "*"}]}, "match"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(data: dict, hint: str) -> None:
+    with pytest.raises(QcError, match=f"did you mean '{hint}'") as error:
+        Recipe.of(data)
+    assert error.value.code is Code.RECIPE_KEY
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"calibration": {"method": "magic"}},
+        {"calibration": {"percentile": 101}},
+        {"weights": {"bits": 5}},
+        {"schemes": ["fp3"]},
+        {"seed": "x"},
+    ],
+)
+def test_a_bad_value_is_refused_naming_the_key(data: dict) -> None:
+    with pytest.raises(QcError) as error:
+        Recipe.of(data)
+    assert error.value.code is Code.RECIPE_KEY
+    assert next(iter(data)) in str(error.value)
+
+
+def test_a_base_recipe_is_overridden_key_by_key() -> None:
+    recipe = Recipe.of({"base": "static-int8", "calibration": {"method": "minmax"}})
+    assert recipe.schemes == (Scheme.STATIC,)
+    assert recipe.calibration.method == "minmax"
+    assert recipe.calibration.bins == RECIPES["static-int8"].calibration.bins
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".toml", 'base = "auto"\n[[rules]]\nmatch = "*head*"\nscheme = "float"\n'),
+        (".yaml", "base: auto\nrules:\n  - {match: '*head*', scheme: float}\n"),
+        (".json", '{"base": "auto", "rules": [{"match": "*head*", "scheme": "float"}]}'),
+    ],
+)
+def test_files_of_each_kind_read_alike(tmp_path: pathlib.Path, suffix: str, text: str) -> None:
+    path = tmp_path / f"recipe{suffix}"
+    path.write_text(text)
+    rule = Recipe.of(path).rules[0]
+    assert (rule.match, rule.scheme) == ("*head*", "float")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"), [(".toml", "a = ["), (".yaml", "a: [b"), (".json", "{"), (".yaml", "- 1")]
+)
+def test_a_file_that_does_not_parse_is_refused(
+    tmp_path: pathlib.Path, suffix: str, text: str
+) -> None:
+    path = tmp_path / f"recipe{suffix}"
+    path.write_text(text)
+    with pytest.raises(QcError) as error:
+        Recipe.of(path)
+    assert error.value.code is Code.RECIPE_KEY
+
+
+def test_yaml_does_not_make_objects(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(QcError):
+        Recipe.of(path)
+
+
+def test_a_missing_file_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(QcError, match=r"nowhere\.toml"):
+        Recipe.of(tmp_path / "nowhere.toml")
