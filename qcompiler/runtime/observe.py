@@ -58,12 +58,7 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
             shape = tuple(int(size) for size in value.const_value.shape.numpy())
             found[name] = (value.const_value.dtype.numpy(), shape)
     found.update((name, (array.dtype, array.shape)) for name, array in feed.items())
-    made = [
-        output
-        for node in model.graph
-        for output in node.outputs
-        if output.name and _may_tap(output)
-    ]
+    made = [output for node in model.graph for output in node.outputs if _may_tap(output)]
     types = _types(model, made)
     wanted = [value for value in made if value.name in types]
     if not wanted:
@@ -77,7 +72,7 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
 
 
 def _may_tap(value: ir.Value) -> bool:
-    return value.type is None or isinstance(value.type, ir.TensorType)
+    return bool(value.name) and (value.type is None or isinstance(value.type, ir.TensorType))
 
 
 def _types(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, ir.DataType]:
