@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from qcompiler.diagnostics import Code
+from qcompiler.plan import NodeDecision, Plan, Verdict
+from qcompiler.recipe import VerifyOptions
+from qcompiler.targets.schema import Form, Kernel, Scheme, Target
+from qcompiler.verify.fidelity import compare_outputs, judge
+from qcompiler.verify.kernels import prove
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    name: str
+    op: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+def kernel(id: str, runtime_op: str) -> Kernel:
+    return Kernel(id, "MatMul", Scheme.STATIC, (), None, runtime_op, "test")
+
+
+TARGET = Target(
+    "t", "onnxruntime", "test", Form.ORT, 21,
+    (kernel("mm", "com.microsoft:MatMulIntegerToFloat"), kernel("conv", "QLinearConv")),
+)
+
+
+def a_plan(form: str = "ort") -> Plan:
+    nodes = [
+        NodeDecision("fc", "MatMul", Verdict.QUANTIZED, "mm"),
+        NodeDecision("c", "Conv", Verdict.QUANTIZED, "conv"),
+    ]
+    return Plan("t", "r", form, {node.node: node for node in nodes})
+
+
+def test_kernels_are_found_by_name_and_layout_does_not_matter() -> None:
+    seen = [
+        Seen("fc", "com.microsoft:MatMulIntegerToFloat", ("a",), ("fc.out",)),
+        Seen("c_nhwc", "com.microsoft:QLinearConv", ("fc.out",), ("y",)),
+    ]
+    proof = prove(a_plan(), TARGET, seen)
+    assert proof.ok
+    assert proof.diagnostics() == []
+
+
+def test_a_kernel_that_runs_in_float_is_an_error_with_both_names() -> None:
+    seen = [Seen("fc", "MatMul", ("a",), ("fc.out",)), Seen("c", "QLinearConv", (), ("y",))]
+    (found,) = prove(a_plan(), TARGET, seen).diagnostics()
+    assert found.code is Code.KERNEL_NOT_SEEN
+    assert "MatMulIntegerToFloat" in found.message
+    assert "runs MatMul" in found.message
+
+
+def test_a_kernel_that_vanished_is_an_error() -> None:
+    proof = prove(a_plan(), TARGET, [Seen("fc", "com.microsoft:MatMulIntegerToFloat")])
+    assert [item.node for item in proof.kernels if not item.ok] == ["c"]
+
+
+def test_a_round_trip_that_no_kernel_absorbed_is_told() -> None:
+    seen = [
+        Seen("fc", "com.microsoft:MatMulIntegerToFloat"),
+        Seen("c", "QLinearConv"),
+        Seen("q", "QuantizeLinear", ("x",), ("xq",)),
+        Seen("dq", "DequantizeLinear", ("xq",), ("xd",)),
+    ]
+    codes = [item.code for item in prove(a_plan("qdq"), TARGET, seen).diagnostics()]
+    assert codes == [Code.LEFTOVER_QDQ]
+
+
+FLOATS = arrays(np.float32, (3, 4), elements=st.floats(-1e3, 1e3, width=32))
+
+
+@given(FLOATS)
+def test_a_model_equals_itself(x: np.ndarray) -> None:
+    (item,) = compare_outputs(lambda f: {"y": f["x"]}, lambda f: {"y": f["x"]}, [{"x": x}])
+    assert item.cosine == pytest.approx(1.0)
+    assert item.max_abs == 0.0
+    assert judge([item], VerifyOptions()) == []
+
+
+def test_infinite_float_outputs_are_left_out() -> None:
+    x = np.array([1.0, -np.inf, 2.0], np.float32)
+    y = np.array([1.0, -1e30, 2.0], np.float32)
+    (item,) = compare_outputs(lambda f: {"y": x}, lambda f: {"y": y}, [{}])
+    assert item.finite
+    assert item.cosine == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("y", "code"),
+    [
+        ([np.nan, 2.0, 3.0], Code.WRONG_RESULT),
+        ([-1.0, -2.0, -3.0], Code.WRONG_RESULT),
+        ([1.0, 2.0, 1.0], Code.LOW_FIDELITY),
+    ],
+)
+def test_bad_outputs_are_judged(y: list[float], code: Code) -> None:
+    x = np.array([1.0, 2.0, 3.0], np.float32)
+    results = compare_outputs(
+        lambda f: {"y": x}, lambda f: {"y": np.array(y, np.float32)}, [{}]
+    )
+    assert [item.code for item in judge(results, VerifyOptions())] == [code]
+
+
+def test_another_shape_is_a_wrong_result() -> None:
+    results = compare_outputs(
+        lambda f: {"y": np.ones((2, 2))}, lambda f: {"y": np.ones((2, 3))}, [{}]
+    )
+    assert [item.code for item in judge(results, VerifyOptions())] == [Code.WRONG_RESULT]
