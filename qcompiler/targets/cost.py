@@ -15,6 +15,7 @@ A key that a table lacks is looked up under its more general names, see :func:`l
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -118,7 +119,7 @@ def per_mac_ns(points: Sequence[tuple[float, float]], rows: float) -> float:
         return 0.0
     if rows <= points[0][0]:
         return points[0][1]
-    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+    for (left, low), (right, high) in itertools.pairwise(points):
         if rows <= right:
             share = math.log(rows / left) / math.log(right / left)
             return low + (high - low) * share

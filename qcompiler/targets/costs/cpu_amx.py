@@ -28,12 +28,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.MatMul/batched": Cost(
         fixed_us=2.6,
-        per_mac_ns=(
-            (1, 0.064),
-            (32, 0.0136),
-            (128, 0.0096),
-            (1024, 0.008),
-        ),
+        per_mac_ns=((1, 0.064), (32, 0.0136), (128, 0.0096), (1024, 0.008)),
         per_element_ns=0.032,
     ),
     "float.Gemm": Cost(
@@ -49,39 +44,15 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.Attention": Cost(
         fixed_us=15.6,
-        per_mac_ns=(
-            (1, 0.064),
-            (32, 0.0136),
-            (128, 0.0096),
-            (1024, 0.008),
-        ),
+        per_mac_ns=((1, 0.064), (32, 0.0136), (128, 0.0096), (1024, 0.008)),
         per_element_ns=0.24,
     ),
     "float.Conv": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.008),
-            (1024, 0.0069),
-            (4096, 0.0073),
-        ),
-        per_element_ns=0.03,
+        fixed_us=3, per_mac_ns=((64, 0.008), (1024, 0.0069), (4096, 0.0073)), per_element_ns=0.03
     ),
-    "float.Conv/dense": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.008),
-            (1024, 0.0068),
-            (4096, 0.0073),
-        ),
-    ),
+    "float.Conv/dense": Cost(fixed_us=3, per_mac_ns=((64, 0.008), (1024, 0.0068), (4096, 0.0073))),
     "float.Conv/pointwise": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0066),
-            (1024, 0.0066),
-            (4096, 0.007),
-        ),
-        per_element_ns=0.19,
+        fixed_us=3, per_mac_ns=((64, 0.0066), (1024, 0.0066), (4096, 0.007)), per_element_ns=0.19
     ),
     "float.Conv/depthwise": Cost(fixed_us=3, per_mac_ns=((1024, 0.0125),), per_element_ns=0.2),
     "float.Conv/stem": Cost(fixed_us=3, per_mac_ns=((1024, 0.0015),), per_element_ns=0.22),
@@ -213,31 +184,15 @@ COSTS: Mapping[str, Cost] = {
     ),
     "gather-weight": Cost(fixed_us=6.5, per_element_ns=0.4),
     "conv-static": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.0022),
-            (1024, 0.0016),
-            (4096, 0.0018),
-        ),
-        per_element_ns=0.05,
+        fixed_us=5, per_mac_ns=((64, 0.0022), (1024, 0.0016), (4096, 0.0018)), per_element_ns=0.05
     ),
     "conv-static/dense": Cost(
         fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00227),
-            (1024, 0.00157),
-            (4096, 0.00178),
-        ),
+        per_mac_ns=((64, 0.00227), (1024, 0.00157), (4096, 0.00178)),
         per_element_ns=0.01,
     ),
     "conv-static/pointwise": Cost(
-        fixed_us=6,
-        per_mac_ns=(
-            (64, 0.0013),
-            (1024, 0.0014),
-            (4096, 0.0014),
-        ),
-        per_element_ns=0.09,
+        fixed_us=6, per_mac_ns=((64, 0.0013), (1024, 0.0014), (4096, 0.0014)), per_element_ns=0.09
     ),
     "conv-static/depthwise": Cost(fixed_us=5, per_mac_ns=((1024, 0.015),), per_element_ns=0.27),
     "conv-static/stem": Cost(fixed_us=5, per_mac_ns=((1024, 0.0015),), per_element_ns=0.24),

@@ -28,12 +28,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.MatMul/batched": Cost(
         fixed_us=2.6,
-        per_mac_ns=(
-            (1, 0.141),
-            (32, 0.0299),
-            (128, 0.0211),
-            (1024, 0.0176),
-        ),
+        per_mac_ns=((1, 0.141), (32, 0.0299), (128, 0.0211), (1024, 0.0176)),
         per_element_ns=0.0416,
     ),
     "float.Gemm": Cost(
@@ -49,39 +44,15 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.Attention": Cost(
         fixed_us=15.6,
-        per_mac_ns=(
-            (1, 0.141),
-            (32, 0.0299),
-            (128, 0.0211),
-            (1024, 0.0176),
-        ),
+        per_mac_ns=((1, 0.141), (32, 0.0299), (128, 0.0211), (1024, 0.0176)),
         per_element_ns=0.312,
     ),
     "float.Conv": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0176),
-            (1024, 0.0152),
-            (4096, 0.0161),
-        ),
-        per_element_ns=0.039,
+        fixed_us=3, per_mac_ns=((64, 0.0176), (1024, 0.0152), (4096, 0.0161)), per_element_ns=0.039
     ),
-    "float.Conv/dense": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0176),
-            (1024, 0.015),
-            (4096, 0.0161),
-        ),
-    ),
+    "float.Conv/dense": Cost(fixed_us=3, per_mac_ns=((64, 0.0176), (1024, 0.015), (4096, 0.0161))),
     "float.Conv/pointwise": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0145),
-            (1024, 0.0145),
-            (4096, 0.0154),
-        ),
-        per_element_ns=0.247,
+        fixed_us=3, per_mac_ns=((64, 0.0145), (1024, 0.0145), (4096, 0.0154)), per_element_ns=0.247
     ),
     "float.Conv/depthwise": Cost(fixed_us=3, per_mac_ns=((1024, 0.0275),), per_element_ns=0.26),
     "float.Conv/stem": Cost(fixed_us=3, per_mac_ns=((1024, 0.0033),), per_element_ns=0.286),
@@ -214,29 +185,14 @@ COSTS: Mapping[str, Cost] = {
     "gather-weight": Cost(fixed_us=6.5, per_element_ns=0.52),
     "conv-static": Cost(
         fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00629),
-            (1024, 0.00543),
-            (4096, 0.00575),
-        ),
+        per_mac_ns=((64, 0.00629), (1024, 0.00543), (4096, 0.00575)),
         per_element_ns=0.03,
     ),
     "conv-static/dense": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00629),
-            (1024, 0.00536),
-            (4096, 0.00575),
-        ),
+        fixed_us=5, per_mac_ns=((64, 0.00629), (1024, 0.00536), (4096, 0.00575))
     ),
     "conv-static/pointwise": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00518),
-            (1024, 0.00518),
-            (4096, 0.0055),
-        ),
-        per_element_ns=0.19,
+        fixed_us=5, per_mac_ns=((64, 0.00518), (1024, 0.00518), (4096, 0.0055)), per_element_ns=0.19
     ),
     "conv-static/depthwise": Cost(fixed_us=5, per_mac_ns=((1024, 0.0393),), per_element_ns=0.371),
     "conv-static/stem": Cost(fixed_us=5, per_mac_ns=((1024, 0.0055),), per_element_ns=0.477),

@@ -29,12 +29,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.MatMul/batched": Cost(
         fixed_us=2.6,
-        per_mac_ns=(
-            (1, 0.115),
-            (32, 0.0245),
-            (128, 0.0173),
-            (1024, 0.0144),
-        ),
+        per_mac_ns=((1, 0.115), (32, 0.0245), (128, 0.0173), (1024, 0.0144)),
         per_element_ns=0.0384,
     ),
     "float.Gemm": Cost(
@@ -50,39 +45,15 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.Attention": Cost(
         fixed_us=15.6,
-        per_mac_ns=(
-            (1, 0.115),
-            (32, 0.0245),
-            (128, 0.0173),
-            (1024, 0.0144),
-        ),
+        per_mac_ns=((1, 0.115), (32, 0.0245), (128, 0.0173), (1024, 0.0144)),
         per_element_ns=0.288,
     ),
     "float.Conv": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0144),
-            (1024, 0.0124),
-            (4096, 0.0131),
-        ),
-        per_element_ns=0.036,
+        fixed_us=3, per_mac_ns=((64, 0.0144), (1024, 0.0124), (4096, 0.0131)), per_element_ns=0.036
     ),
-    "float.Conv/dense": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0144),
-            (1024, 0.0122),
-            (4096, 0.0131),
-        ),
-    ),
+    "float.Conv/dense": Cost(fixed_us=3, per_mac_ns=((64, 0.0144), (1024, 0.0122), (4096, 0.0131))),
     "float.Conv/pointwise": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0119),
-            (1024, 0.0119),
-            (4096, 0.0126),
-        ),
-        per_element_ns=0.228,
+        fixed_us=3, per_mac_ns=((64, 0.0119), (1024, 0.0119), (4096, 0.0126)), per_element_ns=0.228
     ),
     "float.Conv/depthwise": Cost(fixed_us=3, per_mac_ns=((1024, 0.0225),), per_element_ns=0.24),
     "float.Conv/stem": Cost(fixed_us=3, per_mac_ns=((1024, 0.0027),), per_element_ns=0.264),
@@ -215,29 +186,14 @@ COSTS: Mapping[str, Cost] = {
     "gather-weight": Cost(fixed_us=6.5, per_element_ns=0.48),
     "conv-static": Cost(
         fixed_us=5,
-        per_mac_ns=(
-            (64, 0.0103),
-            (1024, 0.00886),
-            (4096, 0.00936),
-        ),
+        per_mac_ns=((64, 0.0103), (1024, 0.00886), (4096, 0.00936)),
         per_element_ns=0.0277,
     ),
     "conv-static/dense": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.0103),
-            (1024, 0.00871),
-            (4096, 0.00936),
-        ),
+        fixed_us=5, per_mac_ns=((64, 0.0103), (1024, 0.00871), (4096, 0.00936))
     ),
     "conv-static/pointwise": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.0085),
-            (1024, 0.0085),
-            (4096, 0.009),
-        ),
-        per_element_ns=0.175,
+        fixed_us=5, per_mac_ns=((64, 0.0085), (1024, 0.0085), (4096, 0.009)), per_element_ns=0.175
     ),
     "conv-static/depthwise": Cost(fixed_us=5, per_mac_ns=((1024, 0.0321),), per_element_ns=0.343),
     "conv-static/stem": Cost(fixed_us=5, per_mac_ns=((1024, 0.0045),), per_element_ns=0.44),

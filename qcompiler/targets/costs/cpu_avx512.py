@@ -29,12 +29,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.MatMul/batched": Cost(
         fixed_us=2.6,
-        per_mac_ns=(
-            (1, 0.064),
-            (32, 0.0136),
-            (128, 0.0096),
-            (1024, 0.008),
-        ),
+        per_mac_ns=((1, 0.064), (32, 0.0136), (128, 0.0096), (1024, 0.008)),
         per_element_ns=0.032,
     ),
     "float.Gemm": Cost(
@@ -50,39 +45,15 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.Attention": Cost(
         fixed_us=15.6,
-        per_mac_ns=(
-            (1, 0.064),
-            (32, 0.0136),
-            (128, 0.0096),
-            (1024, 0.008),
-        ),
+        per_mac_ns=((1, 0.064), (32, 0.0136), (128, 0.0096), (1024, 0.008)),
         per_element_ns=0.24,
     ),
     "float.Conv": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.008),
-            (1024, 0.0069),
-            (4096, 0.0073),
-        ),
-        per_element_ns=0.03,
+        fixed_us=3, per_mac_ns=((64, 0.008), (1024, 0.0069), (4096, 0.0073)), per_element_ns=0.03
     ),
-    "float.Conv/dense": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.008),
-            (1024, 0.0068),
-            (4096, 0.0073),
-        ),
-    ),
+    "float.Conv/dense": Cost(fixed_us=3, per_mac_ns=((64, 0.008), (1024, 0.0068), (4096, 0.0073))),
     "float.Conv/pointwise": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.0066),
-            (1024, 0.0066),
-            (4096, 0.007),
-        ),
-        per_element_ns=0.19,
+        fixed_us=3, per_mac_ns=((64, 0.0066), (1024, 0.0066), (4096, 0.007)), per_element_ns=0.19
     ),
     "float.Conv/depthwise": Cost(fixed_us=3, per_mac_ns=((1024, 0.0125),), per_element_ns=0.2),
     "float.Conv/stem": Cost(fixed_us=3, per_mac_ns=((1024, 0.0015),), per_element_ns=0.22),
@@ -215,29 +186,14 @@ COSTS: Mapping[str, Cost] = {
     "gather-weight": Cost(fixed_us=6.5, per_element_ns=0.4),
     "conv-static": Cost(
         fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00571),
-            (1024, 0.00493),
-            (4096, 0.00521),
-        ),
+        per_mac_ns=((64, 0.00571), (1024, 0.00493), (4096, 0.00521)),
         per_element_ns=0.0231,
     ),
     "conv-static/dense": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00571),
-            (1024, 0.00486),
-            (4096, 0.00521),
-        ),
+        fixed_us=5, per_mac_ns=((64, 0.00571), (1024, 0.00486), (4096, 0.00521))
     ),
     "conv-static/pointwise": Cost(
-        fixed_us=5,
-        per_mac_ns=(
-            (64, 0.00471),
-            (1024, 0.00471),
-            (4096, 0.005),
-        ),
-        per_element_ns=0.146,
+        fixed_us=5, per_mac_ns=((64, 0.00471), (1024, 0.00471), (4096, 0.005)), per_element_ns=0.146
     ),
     "conv-static/depthwise": Cost(fixed_us=5, per_mac_ns=((1024, 0.0179),), per_element_ns=0.286),
     "conv-static/stem": Cost(fixed_us=5, per_mac_ns=((1024, 0.0025),), per_element_ns=0.367),

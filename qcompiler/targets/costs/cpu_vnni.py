@@ -28,12 +28,7 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.MatMul/batched": Cost(
         fixed_us=2,
-        per_mac_ns=(
-            (1, 0.04),
-            (32, 0.0085),
-            (128, 0.006),
-            (1024, 0.005),
-        ),
+        per_mac_ns=((1, 0.04), (32, 0.0085), (128, 0.006), (1024, 0.005)),
         per_element_ns=0.02,
     ),
     "float.Gemm": Cost(
@@ -49,39 +44,15 @@ COSTS: Mapping[str, Cost] = {
     ),
     "float.Attention": Cost(
         fixed_us=12,
-        per_mac_ns=(
-            (1, 0.04),
-            (32, 0.0085),
-            (128, 0.006),
-            (1024, 0.005),
-        ),
+        per_mac_ns=((1, 0.04), (32, 0.0085), (128, 0.006), (1024, 0.005)),
         per_element_ns=0.15,
     ),
     "float.Conv": Cost(
-        fixed_us=2,
-        per_mac_ns=(
-            (64, 0.0053),
-            (1024, 0.0043),
-            (4096, 0.0044),
-        ),
-        per_element_ns=0.02,
+        fixed_us=2, per_mac_ns=((64, 0.0053), (1024, 0.0043), (4096, 0.0044)), per_element_ns=0.02
     ),
-    "float.Conv/dense": Cost(
-        fixed_us=2,
-        per_mac_ns=(
-            (64, 0.0052),
-            (1024, 0.0041),
-            (4096, 0.0044),
-        ),
-    ),
+    "float.Conv/dense": Cost(fixed_us=2, per_mac_ns=((64, 0.0052), (1024, 0.0041), (4096, 0.0044))),
     "float.Conv/pointwise": Cost(
-        fixed_us=2.3,
-        per_mac_ns=(
-            (64, 0.004),
-            (1024, 0.0039),
-            (4096, 0.0043),
-        ),
-        per_element_ns=0.118,
+        fixed_us=2.3, per_mac_ns=((64, 0.004), (1024, 0.0039), (4096, 0.0043)), per_element_ns=0.118
     ),
     "float.Conv/depthwise": Cost(fixed_us=2, per_mac_ns=((1024, 0.0087),), per_element_ns=0.053),
     "float.Conv/stem": Cost(fixed_us=2, per_mac_ns=((1024, 0.0035),), per_element_ns=0.11),
@@ -123,111 +94,49 @@ COSTS: Mapping[str, Cost] = {
     "carry.Gather": Cost(fixed_us=1.5, per_element_ns=0.05),
     "matmul-static": Cost(
         fixed_us=4.4,
-        per_mac_ns=(
-            (1, 0.0072),
-            (8, 0.00275),
-            (32, 0.00163),
-            (128, 0.0013),
-            (1024, 0.0013),
-        ),
+        per_mac_ns=((1, 0.0072), (8, 0.00275), (32, 0.00163), (128, 0.0013), (1024, 0.0013)),
     ),
     "matmul-static-u8": Cost(
         fixed_us=3.5,
-        per_mac_ns=(
-            (1, 0.0064),
-            (8, 0.0024),
-            (32, 0.00145),
-            (128, 0.00128),
-            (1024, 0.0013),
-        ),
+        per_mac_ns=((1, 0.0064), (8, 0.0024), (32, 0.00145), (128, 0.00128), (1024, 0.0013)),
     ),
     "matmul-dynamic": Cost(
         fixed_us=5.3,
-        per_mac_ns=(
-            (1, 0.0066),
-            (8, 0.0029),
-            (32, 0.00153),
-            (128, 0.00147),
-            (1024, 0.00145),
-        ),
+        per_mac_ns=((1, 0.0066), (8, 0.0029), (32, 0.00153), (128, 0.00147), (1024, 0.00145)),
     ),
     "matmul-token": Cost(
         fixed_us=4.4,
-        per_mac_ns=(
-            (1, 0.0072),
-            (8, 0.00275),
-            (32, 0.00163),
-            (128, 0.0013),
-            (1024, 0.0013),
-        ),
+        per_mac_ns=((1, 0.0072), (8, 0.00275), (32, 0.00163), (128, 0.0013), (1024, 0.0013)),
         per_element_ns=0.03,
     ),
     "matmul-weight": Cost(
         fixed_us=3.8,
-        per_mac_ns=(
-            (1, 0.0052),
-            (8, 0.0059),
-            (32, 0.00425),
-            (128, 0.004),
-            (1024, 0.0044),
-        ),
+        per_mac_ns=((1, 0.0052), (8, 0.0059), (32, 0.00425), (128, 0.004), (1024, 0.0044)),
     ),
     "matmul-weight/8": Cost(
         fixed_us=3.8,
-        per_mac_ns=(
-            (1, 0.0052),
-            (8, 0.0059),
-            (32, 0.00425),
-            (128, 0.004),
-            (1024, 0.0044),
-        ),
+        per_mac_ns=((1, 0.0052), (8, 0.0059), (32, 0.00425), (128, 0.004), (1024, 0.0044)),
     ),
     "matmul-weight/4": Cost(
         fixed_us=3.6,
-        per_mac_ns=(
-            (1, 0.0032),
-            (8, 0.0057),
-            (32, 0.005),
-            (128, 0.004),
-            (1024, 0.0042),
-        ),
+        per_mac_ns=((1, 0.0032), (8, 0.0057), (32, 0.005), (128, 0.004), (1024, 0.0042)),
     ),
     "matmul-weight/2": Cost(
         fixed_us=3.6,
-        per_mac_ns=(
-            (1, 0.0025),
-            (8, 0.006),
-            (32, 0.006),
-            (128, 0.0055),
-            (1024, 0.0055),
-        ),
+        per_mac_ns=((1, 0.0025), (8, 0.006), (32, 0.006), (128, 0.0055), (1024, 0.0055)),
     ),
     "gather-weight": Cost(fixed_us=5, per_element_ns=0.25),
     "conv-static": Cost(
-        fixed_us=3,
-        per_mac_ns=(
-            (64, 0.00147),
-            (1024, 0.0011),
-            (4096, 0.00143),
-        ),
-        per_element_ns=0.03,
+        fixed_us=3, per_mac_ns=((64, 0.00147), (1024, 0.0011), (4096, 0.00143)), per_element_ns=0.03
     ),
     "conv-static/dense": Cost(
         fixed_us=3,
-        per_mac_ns=(
-            (64, 0.00147),
-            (1024, 0.00105),
-            (4096, 0.00142),
-        ),
+        per_mac_ns=((64, 0.00147), (1024, 0.00105), (4096, 0.00142)),
         per_element_ns=0.006,
     ),
     "conv-static/pointwise": Cost(
         fixed_us=4.4,
-        per_mac_ns=(
-            (64, 0.00075),
-            (1024, 0.00099),
-            (4096, 0.00098),
-        ),
+        per_mac_ns=((64, 0.00075), (1024, 0.00099), (4096, 0.00098)),
         per_element_ns=0.079,
     ),
     "conv-static/depthwise": Cost(fixed_us=3, per_mac_ns=((1024, 0.0096),), per_element_ns=0.089),

@@ -1,0 +1,152 @@
+"""No runtime in particular: standard QuantizeLinear and DequantizeLinear, 8 bits, runnable anywhere.
+
+Without costs: everything that has a row is quantized.
+"""
+
+from __future__ import annotations
+
+from qcompiler.schemes import QSpec
+from qcompiler.targets.schema import Carry, Form, Kernel, Scheme, Target, Unify
+
+__all__ = ["GENERIC_QDQ"]
+
+U8 = QSpec.parse("u8tz")
+U8_DYNAMIC = QSpec.parse("u8tzd")
+U8_TOKEN = QSpec.parse("u8kd")
+S8_COLUMNS = QSpec.parse("s8c@1")
+S8_FILTERS = QSpec.parse("s8c@0")
+U8_BLOCKS = QSpec.parse("u8g128@0")
+
+STANDARD = (
+    "https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, "
+    "https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html: from documentation"
+)
+
+GENERIC_QDQ = Target(
+    name="generic-qdq",
+    runtime="onnx",
+    description="standard ONNX Q/DQ for any runtime, activations u8 with zero point, weights s8",
+    form=Form.QDQ,
+    opset=21,
+    kernels=(
+        Kernel(
+            id="matmul-static",
+            op="MatMul",
+            scheme=Scheme.STATIC,
+            inputs=(U8, S8_COLUMNS),
+            output=None,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "weight-rank-2"),
+            fuses=("Add",),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="conv-static",
+            op="Conv",
+            scheme=Scheme.STATIC,
+            inputs=(U8, S8_FILTERS),
+            output=U8,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "constant-bias"),
+            fuses=("Relu", "Clip"),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="add-static",
+            op="Add",
+            scheme=Scheme.STATIC,
+            inputs=(U8, U8),
+            output=U8,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("activations-only",),
+            fuses=("Relu",),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="mul-static",
+            op="Mul",
+            scheme=Scheme.STATIC,
+            inputs=(U8, U8),
+            output=U8,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("activations-only",),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="average-pool-static",
+            op="AveragePool",
+            scheme=Scheme.STATIC,
+            inputs=(U8,),
+            output=U8,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="global-average-pool-static",
+            op="GlobalAveragePool",
+            scheme=Scheme.STATIC,
+            inputs=(U8,),
+            output=U8,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="matmul-dynamic",
+            op="MatMul",
+            scheme=Scheme.DYNAMIC,
+            inputs=(U8_DYNAMIC, S8_COLUMNS),
+            output=None,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "weight-rank-2"),
+            fuses=("Add",),
+            source="https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html: "
+            "from documentation",
+        ),
+        Kernel(
+            id="matmul-token",
+            op="MatMul",
+            scheme=Scheme.TOKEN,
+            inputs=(U8_TOKEN, S8_COLUMNS),
+            output=None,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "weight-rank-2"),
+            source=STANDARD,
+        ),
+        Kernel(
+            id="matmul-weight",
+            op="MatMul",
+            scheme=Scheme.WEIGHT,
+            inputs=(None, U8_BLOCKS),
+            output=None,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "weight-rank-2", "group-divides-in-features"),
+            fuses=("Add",),
+            source=STANDARD,
+        ),
+    ),
+    carries=(
+        Carry("Reshape", STANDARD),
+        Carry("Transpose", STANDARD),
+        Carry("Squeeze", STANDARD),
+        Carry("Unsqueeze", STANDARD),
+        Carry("Flatten", STANDARD),
+        Carry("Identity", STANDARD),
+        Carry("Slice", STANDARD),
+        Carry("Split", STANDARD),
+        Carry("Gather", STANDARD),
+        Carry("MaxPool", STANDARD, ("one-output",)),
+        Carry("Resize", STANDARD, ("resize-nearest",)),
+    ),
+    unifies=(Unify("Concat", STANDARD, ("activations-only",)),),
+    fixed={"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0)},
+    source="no costs: everything that has a row is quantized",
+)
