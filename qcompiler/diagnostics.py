@@ -86,6 +86,12 @@ class Code(enum.Enum):
         Severity.WARNING,
         "The quantized model was measured to be slower than float, so float was kept.",
     )
+    FOR_SIZE = ("QC120", Severity.INFO, "Quantized to make the model smaller, not faster.")
+    FORCED = (
+        "QC121",
+        Severity.INFO,
+        "Quantized because the recipe forces it, although the cost model says that it is slower.",
+    )
     # --- QC2xx: calibration ----------------------------------------------------------------
     EMPTY_CALIBRATION = ("QC201", Severity.ERROR, "The calibration source gave no sample.")
     FEED_NAME = ("QC202", Severity.ERROR, "A feed names an input wrongly, or lacks one.")
@@ -155,6 +161,17 @@ class Code(enum.Enum):
     NEEDS_EXAMPLE_INPUTS = ("QC708", Severity.ERROR, "A torch model needs example inputs.")
     NOT_ARTIFACT = ("QC709", Severity.ERROR, "The folder is not an artifact, or is damaged.")
     INVALID_GRAPH = ("QC710", Severity.ERROR, "The model's graph is not legal ONNX.")
+    DEFAULT_INPUT = ("QC711", Severity.INFO, "An input with a default value became a constant.")
+    FIXED_SHAPE = (
+        "QC712",
+        Severity.WARNING,
+        "The torch model exports only for the shapes of the example inputs.",
+    )
+    CAST_TO_FLOAT = (
+        "QC713",
+        Severity.INFO,
+        "A bfloat16 model was converted to float32, which the runtime's kernels need.",
+    )
     # --- QC9xx: our bug --------------------------------------------------------------------
     PASS_CONTRACT = ("QC901", Severity.ERROR, "A pass broke its contract. Please report it.")
     INTERNAL = ("QC902", Severity.ERROR, "The compiler failed. Please report it.")

@@ -249,10 +249,17 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(name="auto", schemes=(Scheme.STATIC, Scheme.TOKEN)),
         Recipe(name="static-int8", schemes=(Scheme.STATIC,)),
         Recipe(name="dynamic-int8", schemes=(Scheme.TOKEN,)),
-        Recipe(name="weight-int8", schemes=(Scheme.WEIGHT,), weights=WeightOptions(bits=8)),
+        # forced: who asks for weight-only by name wants a small model, at any batch size
+        Recipe(
+            name="weight-int8",
+            schemes=(Scheme.WEIGHT,),
+            weights=WeightOptions(bits=8),
+            force=True,
+        ),
         Recipe(
             name="weight-int4",
             schemes=(Scheme.WEIGHT,),
+            force=True,
             weights=WeightOptions(bits=4, group_size=32),
         ),
         Recipe(name="float", schemes=(), embeddings=False),

@@ -30,6 +30,7 @@ TRAPS = (
         effect="scales along the reduced axis: silently wrong for square weights, else a failure",
         remedy="weights of linear layers are quantized per column only",
         source=SEEN,
+        blocks=True,
     ),
     Trap(
         id="weight-axis-1-conv",
@@ -38,6 +39,7 @@ TRAPS = (
         effect="scales along the input channels: silently wrong for square weights, else a failure",
         remedy="weights of convolutions are quantized per filter only",
         source=SEEN,
+        blocks=True,
     ),
     Trap(
         id="row-scale-in-qdq",
@@ -46,12 +48,13 @@ TRAPS = (
         effect="a vector of activation scales is fused, then fails: a zero point must be scalar",
         remedy="the row scale is multiplied in and out of the graph; the row has no QDQ form",
         source=SEEN,
+        blocks=True,
     ),
     Trap(
         id="float-weight-quantized",
         kernels=("*",),
         condition="form-qdq",
-        effect="WeightBiasQuantization quantizes the float weight of a Conv, ConvTranspose, Gemm or "
+        effect="WeightBiasQuantization quantizes the float weight of Conv, ConvTranspose, Gemm or "
         "MatMul + Add that stands between DequantizeLinear and QuantizeLinear, per tensor",
         remedy="the optimizer is switched off in the session options of the artifact",
         source=SEEN,
@@ -69,7 +72,7 @@ TRAPS = (
         id="dynamic-bias-in-qdq",
         kernels=("matmul-dynamic",),
         condition="bias-in-qdq",
-        effect="MatMulAddFusion makes a Gemm of it, which ends as MatMulNBits: quantized twice, slow",
+        effect="MatMulAddFusion makes a Gemm of it, which ends as MatMulNBits: quantized twice",
         remedy="MatMulAddFusion is switched off, or the final operators are emitted",
         source=SEEN,
     ),
@@ -169,7 +172,7 @@ TRAPS = (
         id="last-axis-quantize",
         kernels=("*",),
         condition="always",
-        effect="QuantizeLinear with scales along the last axis takes 42 ns per element instead of 0.2",
+        effect="QuantizeLinear with scales along the last axis takes 42 ns per element, not 0.2",
         remedy="activations have one scale per tensor, or are scaled by Mul before",
         source=SEEN,
     ),

@@ -118,6 +118,8 @@ class Trap:
         effect: What happens.
         remedy: What the compiler does instead.
         source: Where it was seen, with the runtime's version.
+        blocks: The remedy is not to use the kernel where the trap is armed; else lowering or the
+            session options avoid the trap.
     """
 
     id: str
@@ -126,6 +128,7 @@ class Trap:
     effect: str
     remedy: str
     source: str
+    blocks: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
