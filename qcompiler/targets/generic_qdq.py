@@ -1,4 +1,4 @@
-"""No runtime in particular: standard QuantizeLinear and DequantizeLinear, 8 bits, runnable anywhere.
+"""No runtime in particular: standard QuantizeLinear and DequantizeLinear of 8 bits.
 
 Without costs: everything that has a row is quantized.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pathlib
 import platform
 import re
@@ -48,7 +49,7 @@ def host() -> Host:
 
 
 def parse_cpuinfo(text: str, machine: str) -> Host:
-    """Read Linux's ``/proc/cpuinfo``; the features of a big.LITTLE machine are those of all cores."""
+    """Read Linux's ``/proc/cpuinfo``; only features that every core has count."""
     flags = [
         frozenset(found.split())
         for found in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
@@ -72,7 +73,7 @@ def parse_sysctl(text: str, machine: str) -> Host:
 
 
 def target_name(cpu: Host) -> str | None:
-    """The built-in CPU target whose claims hold on the machine; None for an unknown architecture."""
+    """The built-in CPU target whose claims hold there; None for an unknown architecture."""
     if cpu.machine == "arm64":
         return "cpu-arm64"
     if cpu.machine != "x86_64":
@@ -110,9 +111,10 @@ def _sysctl() -> str:
 def _numpy_features() -> frozenset[str]:
     """Features as numpy found them: for systems without a file to read (Windows)."""
     try:
-        from numpy._core._multiarray_umath import __cpu_features__ as found
+        umath = importlib.import_module("numpy._core._multiarray_umath")
     except ImportError:
         return frozenset()
+    found: dict[str, bool] = getattr(umath, "__cpu_features__", {})
     names = {name.lower() for name, present in found.items() if present}
     words = {"avx512bw": "avx512bw", "avx512vnni": "avx512_vnni", "asimddp": "asimddp"}
     # numpy also has groups: SKX has BW, ICL has VNNI, SPR (Sapphire Rapids) comes with AMX

@@ -251,7 +251,8 @@ CPU_AVX512 = Target(
     fixed=FIXED,
     traps=TRAPS,
     isa=("avx512bw",),
-    weight_bits=7,  # vpmaddubsw adds two products in int16: 255 * 127 * 2 saturates, 255 * 63 * 2 not
+    # vpmaddubsw adds two products in int16: 255 * 127 * 2 saturates, 255 * 63 * 2 does not
+    weight_bits=7,
     costs=cpu_avx512.COSTS,
     options=OPTIONS,
     source="derived from the AMX machine's float timings and instruction counts, not measured",
