@@ -1,0 +1,117 @@
+"""Look at what the user gave and take it to the front end that reads it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends import onnx_file
+from qcompiler.frontends.opened import Opened
+
+__all__ = ["open_model"]
+
+# Files that hold weights without the computation, or that only run by executing a pickle.
+_WEIGHT_FILES = {
+    ".pt": "a .pt file holds pickled weights",
+    ".pth": "a .pth file holds pickled weights",
+    ".bin": "a .bin file holds weights only",
+    ".ckpt": "a .ckpt file holds weights only",
+    ".safetensors": "a .safetensors file holds weights only",
+    ".gguf": "a .gguf file holds weights only",
+}
+
+
+def open_model(model: Any, example_inputs: Any = None) -> Opened:
+    """Read a model of any supported kind. The user's object is never modified.
+
+    Args:
+        model: Path of an ONNX file or of a ``.pt2`` exported program, local transformers folder,
+            ``onnx.ModelProto``, ``onnx_ir.Model``, ``torch.nn.Module`` (``torch.fx.GraphModule``
+            and transformers ``PreTrainedModel`` included), or ``torch.export.ExportedProgram``.
+        example_inputs: For torch modules: a tensor, a tuple of positional inputs, or a dict of
+            keyword inputs. Transformers models work them out from their configuration.
+
+    Raises:
+        QcError: QC701 to QC710, QC202 or QC301, saying what was found, what was wanted and what
+            to do.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _open_path(pathlib.Path(model), example_inputs)
+    if isinstance(model, onnx.ModelProto):
+        return onnx_file.open_proto(model)
+    if isinstance(model, ir.Model):
+        return onnx_file.open_ir(model)
+    if "torch" in sys.modules:  # whoever holds a torch object has imported torch
+        opened = _open_torch(model, example_inputs)
+        if opened is not None:
+            return opened
+    kind = type(model)
+    raise QcError(
+        Code.UNSUPPORTED_INPUT,
+        f"{kind.__module__}.{kind.__qualname__}",
+        "this is not a model we can read",
+        "give an ONNX path, onnx.ModelProto, onnx_ir.Model, torch.nn.Module, ExportedProgram, "
+        "or a local transformers folder",
+    )
+
+
+def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
+    if not path.exists():
+        raise QcError(
+            Code.NO_FILE,
+            str(path),
+            "there is no such file or folder",
+            "models are read from this machine only; names on a hub must be downloaded first",
+        )
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = sorted(item.name for item in path.glob("*.onnx"))
+            raise QcError(
+                Code.UNSUPPORTED_INPUT,
+                str(path),
+                "the folder has no config.json, so it is no transformers folder",
+                f"give the file itself: {path / inside[0]}" if inside else "give an ONNX file",
+            )
+        from qcompiler.frontends import transformers_model
+
+        return transformers_model.open_folder(path, example_inputs)
+    if path.suffix == ".pt2":
+        from qcompiler.frontends import exported_program
+
+        return exported_program.open_file(path)
+    if path.suffix in _WEIGHT_FILES:
+        raise QcError(
+            Code.UNSUPPORTED_INPUT,
+            str(path),
+            f"{_WEIGHT_FILES[path.suffix]}, not a model's computation",
+            "build the torch module, load the weights into it with weights_only=True, and pass "
+            "the module with example_inputs",
+        )
+    return onnx_file.open_file(path)
+
+
+def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        from qcompiler.frontends import exported_program
+
+        return exported_program.open_program(model, type(model).__name__)
+    if not isinstance(model, torch.nn.Module):
+        return None
+    if "transformers" in sys.modules:
+        import transformers
+
+        if isinstance(model, transformers.PreTrainedModel):
+            from qcompiler.frontends import transformers_model
+
+            return transformers_model.open_pretrained(model, example_inputs, type(model).__name__)
+    from qcompiler.frontends import torch_module
+
+    return torch_module.open_module(model, example_inputs)

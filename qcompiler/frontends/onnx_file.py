@@ -1,0 +1,86 @@
+"""Front end for ONNX: a file, a protobuf, or an ``onnx_ir.Model``."""
+
+from __future__ import annotations
+
+import pathlib
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends.admission import admit
+from qcompiler.frontends.external_data import check_external
+from qcompiler.frontends.opened import Opened
+
+__all__ = ["open_file", "open_ir", "open_proto"]
+
+
+def open_file(path: pathlib.Path) -> Opened:
+    """Read an ONNX file; external data stays on disk, memory-mapped when first read.
+
+    Raises:
+        QcError: QC702 not ONNX or truncated, QC703 external data, QC704 opset, QC710 graph.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, onnx.parser.ParseError) as error:
+        raise QcError(
+            Code.NOT_ONNX,
+            str(path),
+            f"the file of {path.stat().st_size} bytes does not parse as ONNX",
+            "it may be truncated, a Git LFS pointer, or another format",
+        ) from error
+    except OSError as error:
+        raise QcError(Code.NO_FILE, str(path), f"the file cannot be read: {error}") from error
+    return _open(proto, str(path), path.parent)
+
+
+def open_proto(proto: onnx.ModelProto) -> Opened:
+    """Take a protobuf, which is left as it is.
+
+    Raises:
+        QcError: As :func:`open_file`; QC703 also when it refers to external data, because a
+            protobuf does not know its folder.
+    """
+    return _open(proto, proto.graph.name or "ModelProto", None)
+
+
+def open_ir(model: ir.Model) -> Opened:
+    """Take an ``onnx_ir.Model``, which is left as it is; tensors are shared.
+
+    Raises:
+        QcError: As :func:`open_file`.
+    """
+    source = model.graph.name or "onnx_ir.Model"
+    copy = model.clone()
+    check_external(copy, source, None)
+    return admit(copy, "onnx", source)
+
+
+def _open(proto: onnx.ModelProto, source: str, folder: pathlib.Path | None) -> Opened:
+    if not proto.HasField("graph"):
+        raise QcError(
+            Code.NOT_ONNX,
+            source,
+            "it holds no graph",
+            "it may be truncated, empty, or another protobuf file",
+        )
+    try:
+        model = ir.from_proto(proto)
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        reason = error.__cause__ or error
+        raise QcError(
+            Code.INVALID_GRAPH,
+            source,
+            f"the graph is not legal ONNX: {_one_line(reason)}",
+            "onnx.checker.check_model tells more",
+        ) from error
+    if folder is not None:
+        ir.external_data.set_base_dir(model.graph, folder)
+    check_external(model, source, folder)
+    return admit(model, "onnx", source)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

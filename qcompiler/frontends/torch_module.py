@@ -1,0 +1,97 @@
+"""Front end for ``torch.nn.Module`` and ``torch.fx.GraphModule``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.utils import _pytree as pytree
+
+from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.frontends.admission import admit, with_diagnostics
+from qcompiler.frontends.opened import Kind, Opened
+from qcompiler.frontends.torch_export import (
+    bound_inputs,
+    evaluation_mode,
+    example_feed,
+    export_to_ir,
+    output_names,
+    run_once,
+)
+
+__all__ = ["export_module", "open_module"]
+
+
+def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
+    """Export a module, in evaluation mode, with a dynamic batch where torch can.
+
+    The batch is axis 0 of every input tensor, when they all have the same size there. For other
+    dynamic axes pass a ``torch.export.ExportedProgram``.
+
+    Raises:
+        QcError: QC708 without example inputs, QC202 when they do not fit, QC705 when the module
+            does not run or does not export.
+    """
+    source = type(module).__name__
+    kind: Kind = "fx" if isinstance(module, torch.fx.GraphModule) else "torch"
+    inputs = bound_inputs(module, example_inputs, source)
+    with evaluation_mode(module):
+        result = run_once(module, inputs, source)
+        names = output_names(result, tuple(inputs))
+        model, notes = _export_with_batch(module, inputs, source, names)
+    opened = admit(model, kind, source, example_feed(model, inputs))
+    return with_diagnostics(opened, *notes)
+
+
+def export_module(
+    module: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    dynamic: Mapping[str, Any] | None,
+    source: str,
+    names: list[str],
+) -> ir.Model:
+    """Export with the given dynamic axes; see :func:`~.torch_export.export_to_ir`."""
+    return export_to_ir(module, inputs, source, dynamic=dynamic, outputs=names)
+
+
+def _export_with_batch(
+    module: torch.nn.Module, inputs: dict[str, Any], source: str, names: list[str]
+) -> tuple[ir.Model, list[Diagnostic]]:
+    batch = _batch_of(inputs)
+    if batch is None:
+        reason = "the inputs do not all have the same size along axis 0"
+        return export_module(module, inputs, None, source, names), [_fixed(source, reason)]
+    dynamic = pytree.tree_map(
+        lambda x: {0: "batch"} if isinstance(x, torch.Tensor) else None, inputs
+    )
+    # torch.export takes a size of 1 for a constant, so a batch of one is doubled
+    wide = (
+        pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, torch.Tensor) else x, inputs)
+        if batch == 1
+        else inputs
+    )
+    try:
+        model = export_module(module, wide, dynamic, source, names)
+    except QcError as error:
+        fixed = export_module(module, inputs, None, source, names)
+        return fixed, [_fixed(source, error.diagnostic.message)]
+    if any(isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape):
+        return model, [_fixed(source, "torch found that the batch must be constant")]
+    return model, []
+
+
+def _batch_of(inputs: Mapping[str, Any]) -> int | None:
+    tensors = [item for item in pytree.tree_leaves(inputs) if isinstance(item, torch.Tensor)]
+    sizes = {item.shape[0] if item.ndim else None for item in tensors}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _fixed(source: str, reason: str) -> Diagnostic:
+    return Diagnostic(
+        Code.FIXED_SHAPE,
+        source,
+        f"the batch size is fixed to that of the example inputs: {reason}",
+        "pass a torch.export.ExportedProgram with dynamic_shapes to choose the dynamic axes",
+    )
