@@ -6,7 +6,23 @@
 from __future__ import annotations
 
 from qcompiler.pipeline.contract import Pass
+from qcompiler_passes.apply.insert_qdq import InsertQdq
+from qcompiler_passes.lower.finish_qdq import FinishQdq
+from qcompiler_passes.lower.to_ort import ToOrt
+from qcompiler_passes.weights.quantize_weights import QuantizeWeights
 
 __all__ = ["PASSES"]
 
-PASSES: tuple[type[Pass], ...] = ()
+PASSES: tuple[type[Pass], ...] = (
+    # float
+    # prepare
+    # decide
+    # measure
+    # weights
+    QuantizeWeights,
+    # apply
+    InsertQdq,
+    # lower
+    ToOrt,
+    FinishQdq,
+)

@@ -1,0 +1,1 @@
+"""Algorithms that round weights: pure functions of arrays."""

@@ -123,7 +123,7 @@ def _round_rows(
         stop = min(start + rows, weight.shape[0])
         if group is not None:
             tiles = slice(start // group, -(-stop // group))
-            parts = [
+            parts: list[npt.NDArray[Any]] = [
                 np.repeat(item[tiles], group, axis=0)[: stop - start] if item.shape[0] > 1 else item
                 for item in (scale, zero_point)
             ]
@@ -194,13 +194,8 @@ def _tile_errors(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec)
     return total
 
 
-def _storage(spec: QSpec) -> npt.DTypeLike:
+def _storage(spec: QSpec) -> np.dtype[Any]:
     """The smallest numpy type that holds the spec's integers: one byte up to 8 bits."""
     if spec.dtype.bitwidth <= 8:
         return np.dtype(np.int8 if spec.is_signed else np.uint8)
-    kind: dict[tuple[int, bool], Any] = {
-        (16, True): np.int16,
-        (16, False): np.uint16,
-        (32, True): np.int32,
-    }
-    return np.dtype(kind[spec.dtype.bitwidth, spec.is_signed])
+    return np.dtype(spec.dtype.numpy())

@@ -1,4 +1,7 @@
-"""How far two arrays are apart. Sums run in float64: float32 loses digits over millions of terms."""
+"""How far two arrays are apart.
+
+Sums run in float64: float32 loses digits over millions of terms.
+"""
 
 from __future__ import annotations
 

@@ -60,16 +60,16 @@ def pack_bits(q: IntArray, bits: int) -> Bytes:
     Returns:
         uint8 ``[..., ceil(n * bits / 8)]``; unused high bits are 0.
     """
-    q = np.ascontiguousarray(q, dtype=np.uint8)
+    codes: Bytes = np.ascontiguousarray(q, dtype=np.uint8)
     per_byte = 8 // bits
     if per_byte == 1:
-        return q
-    missing = -q.shape[-1] % per_byte
+        return codes
+    missing = -codes.shape[-1] % per_byte
     if missing:
-        q = np.pad(q, [(0, 0)] * (q.ndim - 1) + [(0, missing)])
-    packed = q[..., 0::per_byte].copy()
+        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
+    packed: Bytes = codes[..., 0::per_byte].copy()
     for index in range(1, per_byte):
-        packed |= q[..., index::per_byte] << np.uint8(bits * index)
+        packed |= codes[..., index::per_byte] << np.uint8(bits * index)
     return packed
 
 
@@ -78,7 +78,8 @@ def unpack_bits(packed: Bytes, bits: int, count: int) -> Bytes:
     per_byte = 8 // bits
     shifts = (np.arange(per_byte) * bits).astype(np.uint8)
     spread = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
-    return spread.reshape(*packed.shape[:-1], -1)[..., :count].astype(np.uint8)
+    flat: Bytes = spread.reshape(*packed.shape[:-1], -1)[..., :count].astype(np.uint8)
+    return flat
 
 
 def pack_matmul_nbits(weight: QTensor) -> NBitsBlob:
@@ -119,7 +120,7 @@ def unpack_matmul_nbits(blob: NBitsBlob) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(floats.T, dtype=np.float32)
 
 
-def integer_tensor(q: IntArray, dtype: ir.DataType, name: str | None = None) -> ir.Tensor:
+def integer_tensor(q: IntArray, dtype: ir.DataType, name: str | None = None) -> ir.Tensor[Any]:
     """``q`` as an ir tensor of ``dtype``; sub-byte types are packed when the file is written.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,9 @@ __all__ = ["QTensor", "expand_groups"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QTensor:
-    """Integers with their scales. Laws, checked when it is made:
+    """Integers with their scales.
+
+    Laws, checked when it is made:
 
     - ``q`` has the original's shape and holds one unpacked integer per element;
     - ``scale.ndim == q.ndim`` and ``scale.shape[i]`` is ``1``, ``q.shape[i]`` or the number of
@@ -59,8 +62,8 @@ class QTensor:
 
 
 def expand_groups(
-    params: npt.NDArray[np.generic], shape: tuple[int, ...], spec: QSpec
-) -> npt.NDArray[np.generic]:
+    params: npt.NDArray[Any], shape: tuple[int, ...], spec: QSpec
+) -> npt.NDArray[Any]:
     """Repeat block parameters over their groups so that they broadcast against ``shape``."""
     if spec.group_size is None or spec.axis is None:
         return params

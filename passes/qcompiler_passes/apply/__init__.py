@@ -1,0 +1,1 @@
+"""Passes that turn plan and ranges into Q and DQ nodes."""

@@ -1,0 +1,1 @@
+"""Passes that lower the QDQ dialect to one of the output forms."""
