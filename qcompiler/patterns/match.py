@@ -126,11 +126,12 @@ def maybe(term: Term | float) -> Maybe:
 
 
 def scalar_of(value: ir.Value | None) -> float | None:
-    """The number in a constant with one element, else None; large constants are not read."""
+    """The number in a constant of shape [] or [1], else None; large constants are not read."""
     if value is None or (value.const_value is not None and value.const_value.size != 1):
         return None
     array = constant(value)
-    if array is None or array.size != 1 or array.dtype.kind not in "fiu":
+    # more axes than one could raise the rank of what the number is combined with
+    if array is None or array.size != 1 or array.ndim > 1 or array.dtype.kind not in "fiu":
         return None
     return float(array.reshape(-1)[0])
 
@@ -196,7 +197,7 @@ class _State:
 class Matcher:
     """Matches one pattern at nodes of one graph, and remembers how far it came."""
 
-    def __init__(self, pattern: Call | OneOf) -> None:
+    def __init__(self, pattern: Term) -> None:
         """Match ``pattern``; ``depth`` and ``reason`` describe the deepest failure since."""
         self.pattern = pattern
         self.depth = 0

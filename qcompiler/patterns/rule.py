@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import Tape, replace
 from qcompiler.ir.walk import op_name
-from qcompiler.patterns.match import Call, Match, Matcher, OneOf, Operators, Var, root_ops
+from qcompiler.patterns.match import Match, Matcher, Operators, Term, Var, root_ops
 
 __all__ = ["Applied", "NearMiss", "Rule", "apply_rules", "remove_unread", "stamp"]
 
@@ -38,7 +38,7 @@ class Rule(abc.ABC):
     """
 
     name: ClassVar[str]
-    pattern: Callable[..., Call | OneOf]
+    pattern: Callable[..., Term]
 
     def where(self, m: Match) -> str | None:
         """Why this match must be left alone, or None to rewrite it."""
@@ -154,7 +154,7 @@ def _drop_initializer(graph: ir.Graph, value: ir.Value) -> None:
         del graph.initializers[value.name]
 
 
-def _pattern_of(rule: Rule) -> Call | OneOf:
+def _pattern_of(rule: Rule) -> Term:
     names = list(inspect.signature(rule.pattern).parameters)
     return rule.pattern(Operators(), *(Var(name) for name in names[1:]))
 
