@@ -9,6 +9,7 @@ from qcompiler.pipeline.contract import Pass
 from qcompiler_passes.apply.insert_qdq import InsertQdq
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
+from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
 
 __all__ = ["PASSES"]
@@ -18,6 +19,7 @@ PASSES: tuple[type[Pass], ...] = (
     # prepare
     # decide
     # measure
+    Calibrate,
     # weights
     QuantizeWeights,
     # apply

@@ -1,0 +1,1 @@
+"""Measuring: calibration data as feeds, streaming summaries of activations, ranges from them."""

@@ -1,0 +1,1 @@
+"""MEASURE passes: ranges of activations from calibration data; the graph is untouched."""

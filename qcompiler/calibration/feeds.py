@@ -1,0 +1,270 @@
+"""Calibration data as a stream of checked feeds, whatever form the user has it in.
+
+One feed is in memory at a time. A source that can be read again (a list, a loader, a callable, a
+path) is; a generator is read once, its first feed kept and replayed.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.calibration.files import open_file
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.pipeline.contract import Feed
+
+if TYPE_CHECKING:
+    from qcompiler.runtime.inputs import InputSpec
+
+__all__ = ["FeedSource", "open_feeds"]
+
+_SOURCE = "calibration"
+_FORMS = (
+    "give an iterable of feeds (dict name -> array, tuple in input order, or one array), a "
+    "callable returning one, a torch DataLoader, or a path to .npz, .npy or a folder of .npz"
+)
+
+
+class FeedSource:
+    """An iterable of checked feeds; each iteration is a pass over the data.
+
+    Attributes:
+        reiterable: Whether it can be iterated more than once.
+        count_hint: How many feeds a pass gives, or None when the source cannot tell.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Iterator[Any]],
+        specs: Sequence[InputSpec],
+        *,
+        reiterable: bool,
+        count_hint: int | None = None,
+        max_samples: int | None = None,
+    ) -> None:
+        """A source whose passes are ``start()``; users call :func:`open_feeds`.
+
+        Args:
+            start: Begins a pass over raw items.
+            specs: The model's inputs.
+            reiterable: Whether ``start`` may be called again.
+            count_hint: Items in a pass, when known.
+            max_samples: End a pass after this many feeds.
+        """
+        self.reiterable = reiterable
+        self.count_hint = count_hint
+        if max_samples is not None and count_hint is not None:
+            self.count_hint = min(count_hint, max_samples)
+        self._start = start
+        self._specs = tuple(specs)
+        self._limit = max_samples
+        self._running: Iterator[Any] | None = None  # of a source that can be read once
+        self._first: Feed | None = None
+        self._consumed = False
+
+    @property
+    def first(self) -> Feed:
+        """The first feed, checked. A generator is advanced by one; iteration replays it.
+
+        Raises:
+            QcError: QC201 when there is none, QC202 to QC205 when it does not suit the model.
+        """
+        if self._first is None:
+            items = self._begin()
+            if not self.reiterable:
+                self._running = items
+            item = next(items, None)
+            if item is None:
+                raise self._empty()
+            self._first = self._checked(item, 0)
+        return self._first
+
+    def __iter__(self) -> Iterator[Feed]:
+        """Checked feeds of one pass.
+
+        Raises:
+            QcError: QC201 no feed at all; QC202 to QC205 a feed that does not suit the model;
+                QC208 a second pass over a source that can be read once.
+        """
+        if self.reiterable:
+            return self._pass(self._begin(), 0)
+        if self._consumed:
+            raise QcError(
+                Code.CALIBRATION_SOURCE,
+                _SOURCE,
+                "the source is a generator and was read already",
+                "give a list, or a callable that returns a fresh generator",
+            )
+        self._consumed = True
+        if self._first is None:
+            return self._pass(self._begin(), 0)
+        assert self._running is not None, "the first feed came from a running pass"
+        rest = self._pass(self._running, 1)
+        return itertools.chain([self._first], rest)
+
+    def _begin(self) -> Iterator[Any]:
+        try:
+            return iter(self._start())
+        except TypeError as error:
+            raise QcError(
+                Code.CALIBRATION_SOURCE, _SOURCE, f"cannot be iterated: {error}", _FORMS
+            ) from error
+
+    def _pass(self, items: Iterator[Any], index: int) -> Iterator[Feed]:
+        for item in items:
+            if self._limit is not None and index >= self._limit:
+                return
+            yield self._checked(item, index)
+            index += 1
+        if index == 0:
+            raise self._empty()
+
+    def _checked(self, item: Any, index: int) -> Feed:
+        from qcompiler.runtime.inputs import check_feed
+
+        try:
+            feed = check_feed(_named(item, self._specs), self._specs)
+        except QcError as error:
+            found = error.diagnostic
+            raise QcError(
+                found.code,
+                f"{_SOURCE}[{index}].{found.where}",
+                found.message,
+                found.hint,
+                **{**found.values, "index": index},
+            ) from error
+        _check_finite(feed, index)
+        return feed
+
+    def _empty(self) -> QcError:
+        return QcError(
+            Code.EMPTY_CALIBRATION, _SOURCE, "found no feed, wanted at least one", _FORMS
+        )
+
+
+def open_feeds(
+    calibration: Any, specs: Sequence[InputSpec], max_samples: int | None = None
+) -> FeedSource:
+    """The feeds that ``calibration`` means.
+
+    Args:
+        calibration: An iterable of feeds; a callable that returns one (called anew for each
+            pass); a torch ``DataLoader``; one ``dict`` of arrays or transformers
+            ``BatchEncoding``, which is a single feed; a path to ``.npz``, ``.npy`` or a folder of
+            ``.npz``; a :class:`FeedSource`. A feed is a mapping from input names to arrays or
+            tensors, a sequence in input order, or one array for a model of one input. A
+            ``(x, label)`` pair of a loader may have items behind the inputs, which are dropped.
+        specs: The model's inputs, in order.
+        max_samples: Take at most this many feeds.
+
+    Raises:
+        QcError: QC208, the source is of no known kind or cannot be read; QC201, an empty list.
+    """
+    if isinstance(calibration, FeedSource):
+        return calibration
+
+    def source(start: Callable[[], Iterator[Any]], again: bool, count: int | None) -> FeedSource:
+        return FeedSource(start, specs, reiterable=again, count_hint=count, max_samples=max_samples)
+
+    if isinstance(calibration, str | os.PathLike):
+        start, count = open_file(pathlib.Path(calibration), specs)
+        return source(start, True, count)
+    if isinstance(calibration, Mapping | np.ndarray):
+        return source(lambda: iter((calibration,)), True, 1)
+    if callable(calibration) and not isinstance(calibration, collections.abc.Iterable):
+        return source(lambda: iter(calibration()), True, None)
+    if isinstance(calibration, collections.abc.Iterator):
+        return source(lambda: calibration, False, None)
+    if isinstance(calibration, collections.abc.Iterable) or hasattr(calibration, "__getitem__"):
+        count = _length(calibration)
+        if count == 0:
+            raise QcError(Code.EMPTY_CALIBRATION, _SOURCE, "the source has no feed", _FORMS)
+        return source(lambda: iter(calibration), True, count)
+    raise QcError(
+        Code.CALIBRATION_SOURCE,
+        _SOURCE,
+        f"found a {type(calibration).__name__}, which is no source of feeds",
+        _FORMS,
+    )
+
+
+def _length(source: Any) -> int | None:
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError):  # a loader over an iterable dataset has no length
+        return None
+
+
+def _named(item: Any, specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]:
+    """One raw item as arrays by input name; names, shapes and types are not checked here."""
+    if isinstance(item, Mapping):  # BatchEncoding is a UserDict
+        return {str(name): _array(value, str(name)) for name, value in item.items()}
+    if isinstance(item, list | tuple):
+        return _by_position(item, specs)
+    if len(specs) != 1:
+        raise QcError(
+            Code.FEED_NAME,
+            "feed",
+            f"one array for a model of {len(specs)} inputs",
+            "give a dict with the names " + ", ".join(spec.name for spec in specs),
+        )
+    return {specs[0].name: _array(item, specs[0].name)}
+
+
+def _by_position(items: Sequence[Any], specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]:
+    if items and isinstance(items[0], Mapping):  # (inputs, label) of a loader of dicts
+        return _named(items[0], specs)
+    if len(items) < len(specs):
+        raise QcError(
+            Code.FEED_NAME,
+            "feed",
+            f"{len(items)} items for {len(specs)} inputs",
+            "give the inputs in this order: " + ", ".join(map(str, specs)),
+        )
+    # what stands behind the inputs are labels, which a training loader gives and we do not need
+    return {spec.name: _array(item, spec.name) for spec, item in zip(specs, items, strict=False)}
+
+
+def _array(value: Any, name: str) -> npt.NDArray[Any]:
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # numpy has no such type; float32 holds it
+            value = value.float()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise QcError(
+            Code.FEED_SHAPE, name, f"is not an array: {error}", "give one rectangular array"
+        ) from error
+    if array.dtype == np.float64:
+        return array.astype(np.float32)  # what Python floats become; nothing else is narrowed
+    if array.dtype == object:
+        raise QcError(
+            Code.FEED_DTYPE,
+            name,
+            f"found objects ({type(value).__name__}), wanted numbers",
+            "give one rectangular array",
+        )
+    return array
+
+
+def _check_finite(feed: Feed, index: int) -> None:
+    for name, array in feed.items():
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        place = np.argwhere(~np.isfinite(array))[0]
+        raise QcError(
+            Code.NOT_FINITE,
+            f"{_SOURCE}[{index}].{name}",
+            f"feed {index} holds {array[tuple(place)]} at {place.tolist()}",
+            "leave the sample out, or mend its preprocessing",
+            index=index,
+            input=name,
+        )

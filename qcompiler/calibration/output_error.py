@@ -1,0 +1,137 @@
+"""Choose a range by what it does to the outputs of the layers that read the tensor.
+
+The error of a tensor is not the error that matters: a channel may meet large weights or none, and
+errors of the channels of one row add up or cancel. So candidates are judged on a sample of rows
+``X`` by the error of the readers' outputs, ``|(X - Q(X)) W|^2``, or, for a Conv with a kernel, by
+``sum_c |w_c|^2 (x_c - Q(x_c))^2`` (see :attr:`qcompiler.calibration.layers.Layer.energy`).
+
+What the sample cannot show is the rare outlier. Its clipping is taken from the exact histogram and
+charged to the channels that reach so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.calibration.clipping import entropy_range, mse_range, percentile_range
+from qcompiler.calibration.histogram import Distribution
+from qcompiler.calibration.layers import Layer
+from qcompiler.calibration.rows import Channels
+from qcompiler.numerics.affine import range_to_params
+from qcompiler.schemes import QSpec
+
+__all__ = ["Candidate", "Judge", "candidates", "search"]
+
+_PERCENTILES = (99.99, 99.999)
+_SHRINKS = (0.9, 0.8, 0.7, 0.6, 0.5)
+_REFINEMENTS = (0.95, 0.85)  # of each side of the winner, under asymmetric specs
+_SAME = 0.005  # ranges nearer than this share of their width are one candidate
+_JUDGED_ELEMENTS = 1 << 17  # of the sample: 128 rows of 1024 channels
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """A range and the method that proposed it."""
+
+    lo: float
+    hi: float
+    method: str
+
+
+class Judge:
+    """Error of the outputs of ``layers`` when the rows they read are quantized.
+
+    The error is a mean over rows, in squared units of the outputs, summed over the layers.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[np.float32],
+        layers: Sequence[Layer],
+        channels: Channels,
+        values: Distribution,
+    ) -> None:
+        """Prepare the sample; the layers' weights are read here and not kept."""
+        self._rows = rows[: max(32, _JUDGED_ELEMENTS // rows.shape[1])]
+        mixing = [layer.sketch() for layer in layers if layer.is_mixing]
+        self._sketch = np.concatenate(mixing, axis=1) if mixing else None
+        spread = [layer.energy for layer in layers if not layer.is_mixing]
+        self._energy = np.sum(spread, axis=0) if spread else None
+        self._all_energy = np.sum([layer.energy for layer in layers], axis=0)
+        self._channels = channels
+        self._values = values
+
+    def error(self, lo: float, hi: float, spec: QSpec) -> float:
+        """Of quantizing with the range."""
+        scale, zero_point = range_to_params(np.asarray(lo), np.asarray(hi), spec)
+        steps = np.rint(self._rows / scale)
+        np.clip(steps, spec.qmin - int(zero_point), spec.qmax - int(zero_point), out=steps)
+        steps *= scale
+        np.subtract(self._rows, steps, out=steps)
+        error = 0.0
+        if self._sketch is not None:
+            error += float(np.square(steps @ self._sketch).sum())
+        if self._energy is not None:
+            error += float(np.einsum("rc,rc->c", steps, steps) @ self._energy)
+        return error / len(self._rows) + self._unseen_clipping(lo, hi)
+
+    def _unseen_clipping(self, lo: float, hi: float) -> float:
+        """What the histogram knows of clipping beyond the sample, in the outputs, per row."""
+        exact = _clipping(self._values, lo, hi) / max(self._channels.rows, 1)
+        if exact == 0.0:
+            return 0.0
+        over = self._rows - np.clip(self._rows, np.float32(lo), np.float32(hi))
+        unseen = exact - float(np.square(over).sum()) / len(self._rows)
+        if unseen <= 0.0:
+            return 0.0
+        reach = np.maximum(self._channels.hi - hi, 0.0) + np.maximum(lo - self._channels.lo, 0.0)
+        weight = np.square(reach.astype(np.float64))
+        return unseen * float(weight @ self._all_energy / weight.sum()) if weight.any() else 0.0
+
+
+def candidates(
+    values: Distribution, lo: float, hi: float, spec: QSpec, bins: int
+) -> list[Candidate]:
+    """Ranges worth judging: those of every method, and shrunk extremes. Doubles are left out."""
+    proposed = [
+        Candidate(lo, hi, "minmax"),
+        *(Candidate(*percentile_range(values, spec, p), f"percentile {p:g}") for p in _PERCENTILES),
+        Candidate(*mse_range(values, spec), "mse"),
+        Candidate(*entropy_range(values, spec, bins), "entropy"),
+        *(Candidate(lo * a, hi * a, f"minmax x {a:g}") for a in _SHRINKS),
+    ]
+    kept: list[Candidate] = []
+    for item in proposed:
+        near = _SAME * (item.hi - item.lo)
+        if all(abs(item.lo - k.lo) + abs(item.hi - k.hi) > near for k in kept):
+            kept.append(item)
+    return kept
+
+
+def search(found: Sequence[Candidate], judge: Judge, spec: QSpec) -> tuple[Candidate, float]:
+    """The candidate with the least error, refined side by side, and its error."""
+    errors = [judge.error(item.lo, item.hi, spec) for item in found]
+    winner = int(np.argmin(errors))
+    best, least = found[winner], errors[winner]
+    for side in (0, 1):
+        for factor in _REFINEMENTS:
+            lo = best.lo * (factor if side == 0 or spec.symmetric else 1.0)
+            hi = best.hi * (factor if side == 1 or spec.symmetric else 1.0)
+            if (lo, hi) == (best.lo, best.hi):
+                continue
+            error = judge.error(lo, hi, spec)
+            if error < least:
+                best, least = Candidate(lo, hi, f"{found[winner].method}, refined"), error
+                break
+    return best, least
+
+
+def _clipping(values: Distribution, lo: float, hi: float) -> float:
+    """Sum of squared distances to the range of the values outside it."""
+    middle = (values.left + values.right) / 2
+    over = np.maximum(middle - hi, 0.0) + np.maximum(lo - middle, 0.0)
+    return float(np.square(over) @ values.count)

@@ -1,0 +1,60 @@
+"""What the runtime really runs: the nodes of its optimized graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+
+import onnx_ir as ir
+
+from qcompiler.ir.walk import op_name
+from qcompiler.runtime.session import open_session
+from qcompiler.runtime.settings import SessionSettings
+
+__all__ = ["SeenNode", "optimized_graph"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SeenNode:
+    """A node of the optimized graph.
+
+    Attributes:
+        name: Its name; the runtime makes up names for what it fuses.
+        op: ``MatMul`` or ``com.microsoft:MatMulIntegerToFloat``.
+        inputs: Names of the values it reads; "" for an absent one.
+        outputs: Names of the values it gives.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def optimized_graph(
+    model: ir.Model | str | os.PathLike[str], settings: SessionSettings
+) -> tuple[SeenNode, ...]:
+    """The main graph after the runtime's optimizations under ``settings``, in order.
+
+    Args:
+        model: A model, or the path of one.
+        settings: The session options it is deployed with.
+
+    Raises:
+        QcError: QC606, the runtime refuses the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        path = pathlib.Path(folder) / "optimized.onnx"
+        open_session(model, settings=settings, threads=1, optimized_path=path)
+        graph = ir.load(path).graph
+        return tuple(
+            SeenNode(
+                node.name or "",
+                op_name(node),
+                tuple("" if value is None else value.name or "" for value in node.inputs),
+                tuple(value.name or "" for value in node.outputs),
+            )
+            for node in graph
+        )

@@ -1,0 +1,83 @@
+"""Latency of one session against another: interleaved runs, medians."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from qcompiler.pipeline.contract import Feed
+from qcompiler.runtime.session import run
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["LatencyComparison", "compare_latency"]
+
+_LEAST_RUNS = 3
+_MOST_RUNS = 200
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LatencyComparison:
+    """Medians of interleaved runs.
+
+    Attributes:
+        a_ms: Median milliseconds of a run of the first session.
+        b_ms: Of the second.
+        ratio: Median of ``a / b`` over rounds of neighbouring runs: above 1, the second is faster.
+        runs: Rounds measured.
+    """
+
+    a_ms: float
+    b_ms: float
+    ratio: float
+    runs: int
+
+
+def compare_latency(
+    a: ort.InferenceSession, b: ort.InferenceSession, feed: Feed, seconds: float
+) -> LatencyComparison:
+    """Time two sessions on one feed, in turn, so that a busy machine disturbs both alike.
+
+    The order alternates from round to round. Each session runs once before to warm up. The ratio
+    is the median of the rounds' ratios and not the ratio of the medians: load that lasts longer
+    than a round cancels.
+
+    Args:
+        a: First session (the float model).
+        b: Second session (the artifact).
+        feed: Inputs for both.
+        seconds: About how long to measure; at least three rounds and at most 200 are made.
+
+    Raises:
+        QcError: QC607, a session fails on the feed.
+    """
+    run(a, feed)
+    run(b, feed)
+    times_a: list[float] = []
+    times_b: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times_a) < _LEAST_RUNS or time.perf_counter() < end:
+        if len(times_a) == _MOST_RUNS:
+            break
+        if len(times_a) % 2 == 0:
+            times_a.append(_time(a, feed))
+            times_b.append(_time(b, feed))
+        else:
+            times_b.append(_time(b, feed))
+            times_a.append(_time(a, feed))
+    ratios = [x / y for x, y in zip(times_a, times_b, strict=True)]
+    return LatencyComparison(
+        statistics.median(times_a) * 1e3,
+        statistics.median(times_b) * 1e3,
+        statistics.median(ratios),
+        len(ratios),
+    )
+
+
+def _time(session: ort.InferenceSession, feed: Feed) -> float:
+    started = time.perf_counter()
+    run(session, feed)
+    return time.perf_counter() - started
