@@ -104,7 +104,7 @@ class _Insertion:
                     self._widen(follower)
             if narrow:
                 self._widen(node)
-            self.writer.store(chain[-1].outputs[0] if chain else result, self.takes_low)
+            self.writer.store(chain[-1].outputs[0] if chain else result, dtype, self.takes_low)
         elif narrow:
             self._widen(node)
             self._cast_back(node, result, dtype)
@@ -122,7 +122,7 @@ class _Insertion:
                 self._replace_input(node, index, self.writer.static(value))
         for output in node.outputs:
             if output.uses() or output.is_graph_output():
-                self.writer.store(output, self.takes_low)
+                self.writer.store(output, self.writer.dtype_of(output), self.takes_low)
 
     def takes_low(self, node: ir.Node, index: int) -> bool:
         """Whether the node reads this input in low precision, by static parameters."""
@@ -196,18 +196,18 @@ class _Insertion:
         final = tape.op("Mul", floats, scale)
         if dtype is not ir.DataType.FLOAT:
             final = tape.op("Cast", final, to=dtype)
-        final.shape, final.dtype = result.shape, dtype
+        final.shape, final.type = result.shape, ir.TensorType(dtype)
         self.graph.insert_after(node, tape.nodes)
         inherit(tape.nodes, [node])
         move_uses(self.graph, result, final, keep=tape.nodes)
         assert q.dtype is not None
-        result.dtype = q.dtype
+        result.type = ir.TensorType(q.dtype)
         self.replaced.add(zero_point)
 
     def _cast_back(self, node: ir.Node, result: ir.Value, dtype: ir.DataType) -> None:
         tape = Tape(self.graph, node.name or "")
         cast = tape.op("Cast", result, to=dtype)
-        cast.shape, cast.dtype = result.shape, dtype
+        cast.shape, cast.type = result.shape, ir.TensorType(dtype)
         self.graph.insert_after(node, tape.nodes)
         inherit(tape.nodes, [node])
         move_uses(self.graph, result, cast, keep=tape.nodes)
@@ -224,7 +224,7 @@ class _Insertion:
                 )
                 self._replace_input(node, index, wide)
         for output in node.outputs:
-            output.dtype = ir.DataType.FLOAT
+            output.type = ir.TensorType(ir.DataType.FLOAT)
 
     def _replace_input(self, node: ir.Node, index: int, value: ir.Value) -> None:
         old = node.inputs[index]

@@ -90,13 +90,17 @@ class QdqWriter:
             self._made.add(dq)
         return self._static[value]
 
-    def store(self, value: ir.Value, takes_low: TakesLow) -> None:
+    def store(self, value: ir.Value, dtype: ir.DataType, takes_low: TakesLow) -> None:
         """Quantize what a low-precision producer leaves: nobody sees the float ``value`` again.
 
-        Readers that take floats of another width than float32 get a Cast.
+        Args:
+            value: The float result of the producer.
+            dtype: Its type in the float model; its readers get a Cast to it unless it is float32.
+            takes_low: Whether a reader takes the value in low precision.
         """
-        dtype = self.dtype_of(value)
-        value.dtype = ir.DataType.FLOAT
+        value.type = ir.TensorType(
+            ir.DataType.FLOAT
+        )  # types are shared with clones: never edit one
         low = [(use.node, use.idx) for use in value.uses() if takes_low(use.node, use.idx)]
         readers = {use.node for use in value.uses()}
         dq = self.static(value)
@@ -154,7 +158,7 @@ class QdqWriter:
             axis=None if spec.granularity is Granularity.TENSOR else spec.axis,
             block_size=spec.group_size,
         )
-        dq.dtype, dq.shape = dtype, ir.Shape(weight.q.shape)
+        dq.type, dq.shape = ir.TensorType(dtype), ir.Shape(weight.q.shape)
         tape.nodes[-1].metadata_props[SPEC] = str(spec)
         self.graph.insert_before(node, tape.nodes)
         inherit(tape.nodes, [node])
@@ -226,7 +230,7 @@ class QdqWriter:
             ),
             axis=None if per_tensor else 0,
         )
-        dq.dtype, dq.shape = ir.DataType.FLOAT, ir.Shape(q.shape)
+        dq.type, dq.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(q.shape)
         self.graph.insert_before(node, tape.nodes)
         inherit(tape.nodes, [node])
         return dq  # type: ignore[no-any-return]
@@ -318,4 +322,4 @@ def stored_dtype(spec: QSpec, opset: int) -> ir.DataType:
 def _describe(source: ir.Value, value: ir.Value, dtype: ir.DataType | None) -> None:
     value.shape = source.shape
     if dtype is not None:
-        value.dtype = dtype
+        value.type = ir.TensorType(dtype)

@@ -134,7 +134,7 @@ def _carry(graph: ir.Graph, node: ir.Node) -> bool:
 def _take_place(output: ir.Value, quantize_node: ir.Node) -> None:
     q = quantize_node.outputs[0]
     assert q.dtype is not None
-    output.dtype = q.dtype
+    output.type = ir.TensorType(q.dtype)
     q.replace_all_uses_with(output)
 
 
