@@ -50,6 +50,7 @@ class Comparison:
         low: 10 % quantile of that ratio over rounds.
         high: 90 % quantile.
         runs: Timed runs.
+        round_ms: Median of each round, milliseconds.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Comparison:
     low: float
     high: float
     runs: int
+    round_ms: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form."""
@@ -116,7 +118,13 @@ def _summary(
     low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
     runs = [value for round_ in times for value in round_]
     return Comparison(
-        name, statistics.median(runs), float(middle), float(low), float(high), len(runs)
+        name,
+        statistics.median(runs),
+        float(middle),
+        float(low),
+        float(high),
+        len(runs),
+        tuple(own),
     )
 
 
