@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from qcompiler.pipeline.contract import Pass
 from qcompiler_passes.apply.insert_qdq import InsertQdq
+from qcompiler_passes.decide.observe_shapes import ObserveShapes
+from qcompiler_passes.decide.place_precision import PlacePrecision
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
@@ -18,6 +20,8 @@ PASSES: tuple[type[Pass], ...] = (
     # float
     # prepare
     # decide
+    ObserveShapes,
+    PlacePrecision,
     # measure
     Calibrate,
     # weights

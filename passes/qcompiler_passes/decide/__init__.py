@@ -1,0 +1,1 @@
+"""Passes that choose: they fill the plan and never edit the graph."""

@@ -1,0 +1,203 @@
+"""Decide for every node in what precision it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
+from qcompiler.ir.walk import all_nodes
+from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
+from qcompiler.recipe import Recipe, Rule
+from qcompiler.targets.schema import Scheme, Target
+from qcompiler_passes.decide.assemble import assemble
+from qcompiler_passes.decide.check_plan import check_plan
+from qcompiler_passes.decide.cut import Solution, place
+from qcompiler_passes.decide.prices import Prices
+from qcompiler_passes.decide.reasons import place_of
+from qcompiler_passes.decide.rows import Refusal, Rows, telling
+from qcompiler_passes.decide.units import Unit, survey
+from qcompiler_passes.decide.wishes import Wish, wishes_of
+
+__all__ = ["PlacePrecision"]
+
+# Less than this share of the predicted time is not worth a word about calibration.
+_WORTH_TELLING = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacePrecision(Pass):
+    """The cheapest legal plan, by minimum cut over the target's rows and costs.
+
+    Every node is first fitted to the target's rows under the recipe's rules; what it then can do,
+    and at what price, becomes a unit of :mod:`qcompiler.analysis.regions`. A plan that the state
+    already holds is checked against model and target and kept.
+    """
+
+    name: ClassVar[str] = "place-precision"
+    phase: ClassVar[Phase] = Phase.DECIDE
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SHAPES})
+    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
+
+    def run(self, model: ir.Model, state: State) -> PassResult:
+        """Fill ``state.plan``; the model is untouched.
+
+        Raises:
+            QcError: QC404 a rule matches nothing, QC405 the target cannot do what the recipe or a
+                rule demands, QC408 a given plan does not fit, QC410 calibration data is missing.
+        """
+        assert state.shapes is not None, "the runner checks what a pass needs"
+        if state.plan is not None:
+            check_plan(state.plan, model, state)
+            return PassResult(modified=False)
+        recipe, target = state.recipe, state.target
+        wishes = wishes_of(all_nodes(model), recipe, state.removed)
+        static = state.feeds is not None or state.statistics is not None
+        _check_demands(recipe, state, static)
+        prices = Prices(target, state.shapes)
+        rows = Rows(target, state.form, state.shapes, embeddings=recipe.embeddings)
+        units = survey(model.graph, rows, prices, wishes, static=static)
+        _check_rules(units, wishes, target)
+        solution = place(model.graph, units, prices)
+        diagnostics: list[Diagnostic] = []
+        if not static and any(Scheme.STATIC in wish.schemes for wish in wishes.values()):
+            more = survey(model.graph, rows, prices, wishes, static=True)
+            better = place(model.graph, more, prices)
+            _retell(units, more, better)
+            diagnostics += _would_help(solution, better, prices)
+        state.plan = assemble(model, units, solution, state, prices)
+        return PassResult(modified=False, diagnostics=diagnostics)
+
+
+def _check_demands(recipe: Recipe, state: State, static: bool) -> None:
+    """Refuse what the recipe as a whole, or one of its rules, can never get."""
+    target, form = state.target, state.form
+    have = {row.scheme for row in target.kernels if form in row.forms}
+    offered = ", ".join(sorted(scheme.value for scheme in have)) or "none"
+    if recipe.schemes and not have.intersection(recipe.schemes):
+        wanted = ", ".join(scheme.value for scheme in recipe.schemes)
+        raise QcError(
+            Code.TARGET_CANNOT,
+            f"recipe {recipe.name}",
+            f"{target.name} has no kernel of scheme {wanted} in form {form.value},"
+            f" it has {offered}",
+            "choose another recipe, form or target",
+        )
+    if recipe.schemes == (Scheme.STATIC,) and not static:
+        raise QcError(
+            Code.NEEDS_CALIBRATION,
+            f"recipe {recipe.name}",
+            "static kernels need ranges, and there is no calibration data",
+            "give calibration=..., or use the recipe 'dynamic-int8' or 'auto'",
+        )
+    for index, rule in enumerate(recipe.rules):
+        scheme = _scheme_of(rule, index, target)
+        if scheme is None:
+            continue
+        if scheme not in have:
+            raise QcError(
+                Code.TARGET_CANNOT,
+                f"rules[{index}]",
+                f"{target.name} has no kernel of scheme {scheme.value} in form {form.value},"
+                f" it has {offered}",
+            )
+        if scheme is Scheme.STATIC and not static:
+            raise QcError(
+                Code.NEEDS_CALIBRATION,
+                f"rules[{index}]",
+                "the rule wants static kernels, and there is no calibration data",
+                "give calibration=..., or use scheme = 'token' or 'dynamic'",
+            )
+
+
+def _scheme_of(rule: Rule, index: int, target: Target) -> Scheme | None:
+    """The scheme that a rule demands, or None."""
+    if rule.kernel:
+        try:
+            return target.kernel(rule.kernel).scheme
+        except KeyError as error:
+            raise QcError(
+                Code.TARGET_CANNOT,
+                f"rules[{index}].kernel",
+                f"{target.name} has no kernel {rule.kernel!r}",
+                nearest(rule.kernel, {row.id for row in target.kernels}),
+            ) from error
+    return None if rule.scheme in ("auto", "float") else Scheme(rule.scheme)
+
+
+def _check_rules(units: Sequence[Unit], wishes: Mapping[str, Wish], target: Target) -> None:
+    """Refuse a rule that demands low precision where no node, or not the one it names, has it.
+
+    Raises:
+        QcError: QC405 with what stands in the way.
+    """
+    able: dict[int, bool] = {}
+    failed: dict[int, tuple[Unit, str, Wish]] = {}
+    for unit in units:
+        for node in (unit.head, *unit.followers):
+            wish = wishes[str(node.name)]
+            if not wish.is_demand:
+                continue
+            key = id(wish.rule)
+            able[key] = able.get(key, False) or bool(unit.options)
+            if not unit.options:
+                if wish.named:
+                    raise _cannot(unit, wish, target)
+                failed.setdefault(key, (unit, str(node.name), wish))
+    for key, (unit, _, wish) in failed.items():
+        if not able[key]:
+            raise _cannot(unit, wish, target)
+
+
+def _cannot(unit: Unit, wish: Wish, target: Target) -> QcError:
+    assert wish.rule is not None, "only rules demand"
+    refusal = telling(unit.refusals) or Refusal(
+        Code.NO_KERNEL, f"there is no kernel for {unit.head.op_type}"
+    )
+    asked = wish.kernel or wish.rule.scheme
+    return QcError(
+        Code.TARGET_CANNOT,
+        place_of(unit.head),
+        f"the rule on {wish.rule.match!r} asks for {asked}, and {target.name} cannot:"
+        f" {refusal.message}",
+        refusal.hint or "narrow the rule, or remove it",
+        because=refusal.code.id,
+    )
+
+
+def _retell(units: Sequence[Unit], more: Sequence[Unit], better: Solution) -> None:
+    """Drop the reason "no calibration" where calibration would change nothing."""
+    quantized = {unit.name for unit in more if unit.name in better.chosen}
+    by_name = {unit.name: unit for unit in more}
+    for unit in units:
+        other = by_name.get(unit.name)
+        if other is None or unit.name in quantized or unit.options:
+            continue
+        if any(refusal.code is Code.NO_CALIBRATION for refusal in unit.refusals):
+            # what stands in the way even with data is the reason: its costs, or its rows
+            unit.options.extend(other.options)
+            unit.refusals[:] = other.refusals
+            unit.reads = other.reads
+
+
+def _would_help(now: Solution, better: Solution, prices: Prices) -> list[Diagnostic]:
+    def is_static(name: str) -> bool:
+        row = better.chosen[name].kernel
+        return row is not None and row.scheme is Scheme.STATIC
+
+    gained = [name for name in better.chosen if is_static(name)]
+    saved = now.cost_us - better.cost_us
+    if not gained or (prices.known and saved < _WORTH_TELLING * now.cost_us):
+        return []
+    values: dict[str, object] = {"nodes": len(gained)}
+    message = f"with calibration data {len(gained)} nodes could use static kernels"
+    if prices.known:
+        message += (
+            f", predicted {better.cost_us / 1000:.2f} ms instead of {now.cost_us / 1000:.2f} ms"
+        )
+        values.update(now_us=round(now.cost_us, 1), static_us=round(better.cost_us, 1))
+    hint = "give calibration=...: some dozens of typical feeds"
+    return [Diagnostic(Code.CALIBRATION_WOULD_HELP, "calibration", message, hint, values)]

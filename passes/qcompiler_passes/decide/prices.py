@@ -1,0 +1,72 @@
+"""Predicted microseconds of nodes and conversions, at the observed shapes."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from qcompiler.ir.walk import op_name
+from qcompiler.targets.cost import Shapes, Work, cost_us, shape_of, work_of
+from qcompiler.targets.schema import Kernel, Target
+
+__all__ = ["Prices"]
+
+# Of a target without costs only the order matters: low precision is better, conversions are few.
+_NO_FLOAT, _NO_KERNEL, _NO_CARRY, _NO_CONVERSION = 10.0, 1.0, 9.0, 0.5
+
+
+class Prices:
+    """Asks the target's cost table. A target without one gets an order instead of times."""
+
+    def __init__(self, target: Target, shapes: Shapes) -> None:
+        """Prices on ``target`` at ``shapes``."""
+        self._target = target
+        self._shapes = shapes
+        self.known = bool(target.costs)
+
+    def node(self, node: ir.Node) -> float | None:
+        """The node in float; None when its shapes are unknown."""
+        return self._of(node, f"float.{op_name(node)}", _NO_FLOAT)
+
+    def carrier(self, node: ir.Node) -> float | None:
+        """A carrier or unifier on 8-bit data."""
+        return self._of(node, f"carry.{op_name(node)}", _NO_CARRY)
+
+    def kernel(self, row: Kernel, node: ir.Node, bits: int | None) -> float | None:
+        """The node by a kernel row, without the conversions of its operands.
+
+        Args:
+            row: The kernel.
+            node: The computing node.
+            bits: Weight bits of a weight-only row: its cost may depend on them.
+        """
+        key = row.id if bits is None else f"{row.id}/{bits}"
+        return self._of(node, key, _NO_KERNEL)
+
+    def quantize(self, value: ir.Value, key: str = "quantize") -> float:
+        """Making a value low precision; 0 when its shape is unknown."""
+        return self._conversion(value, key)
+
+    def dequantize(self, value: ir.Value) -> float:
+        """Making a value float again; 0 when its shape is unknown."""
+        return self._conversion(value, "dequantize")
+
+    def has_shape(self, node: ir.Node) -> bool:
+        """Whether the node's work is known."""
+        return work_of(node, self._shapes) is not None
+
+    def _of(self, node: ir.Node, key: str, unpriced: float) -> float | None:
+        if not self.known:
+            return unpriced
+        work = work_of(node, self._shapes)
+        return None if work is None else cost_us(self._target, key, work)
+
+    def _conversion(self, value: ir.Value, key: str) -> float:
+        if not self.known:
+            return _NO_CONVERSION
+        shape = shape_of(value, self._shapes)
+        if shape is None:
+            return 0.0
+        work = Work(0, math.prod(shape[:-1]), math.prod(shape))
+        return cost_us(self._target, key, work) or 0.0

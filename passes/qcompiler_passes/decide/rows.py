@@ -1,0 +1,291 @@
+"""Whether a kernel row fits a node, and if not, the most telling reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code
+from qcompiler.ir.walk import op_name
+from qcompiler.schemes import Granularity, QSpec
+from qcompiler.targets.conditions import (
+    CONDITIONS,
+    Context,
+    code_of,
+    first_failure,
+    is_constant,
+)
+from qcompiler.targets.cost import Shapes, shape_of
+from qcompiler.targets.schema import Form, Kernel, Scheme, Target
+from qcompiler_passes.decide.wishes import Wish
+
+__all__ = ["Refusal", "Rows", "is_float", "operand_specs", "reads_low", "telling"]
+
+# A table below this is not worth a second Gather and a Mul: it is no part of the model's size.
+_LARGE_TABLE = 1 << 20
+
+_DEQUANTIZE = frozenset(
+    {"DequantizeLinear", "com.microsoft:DequantizeLinear", "DynamicQuantizeLinear"}
+)
+_WEIGHT_DTYPES = {
+    (False, 2): ir.DataType.UINT2,
+    (False, 4): ir.DataType.UINT4,
+    (False, 8): ir.DataType.UINT8,
+    (True, 2): ir.DataType.INT2,
+    (True, 4): ir.DataType.INT4,
+    (True, 8): ir.DataType.INT8,
+}
+
+# The first of these that some row gives is the one to tell: the others follow from it or say less.
+_TELLING = (
+    Code.ALREADY_QUANTIZED,
+    Code.KEPT_BY_RULE,
+    Code.WRONG_DTYPE,
+    Code.UNKNOWN_SHAPE,
+    Code.DATA_MOVEMENT,
+    Code.NOT_CONSTANT,
+    Code.SHARED_WEIGHT,
+    Code.GROUP_SIZE,
+    Code.TRAP,
+    Code.CONDITION,
+    Code.DOES_NOT_PAY,
+    Code.NO_CALIBRATION,
+    Code.NOT_SELECTED,
+    Code.NO_KERNEL,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a row or a node is not used: the parts of a diagnostic that know no place.
+
+    Attributes:
+        code: Its code.
+        message: What is so.
+        hint: What to do.
+    """
+
+    code: Code
+    message: str
+    hint: str = ""
+
+
+def telling(refusals: Iterable[Refusal]) -> Refusal | None:
+    """The refusal that says most; the first of equals."""
+    return min(refusals, key=lambda refusal: _TELLING.index(refusal.code), default=None)
+
+
+def is_float(value: ir.Value | None, shapes: Shapes) -> bool:
+    """Whether the value holds floating-point numbers, as observed or as typed."""
+    if value is None:
+        return False
+    if value.name is not None and value.name in shapes:
+        dtype = shapes[value.name][0]
+        return dtype.kind == "f" or dtype.name.startswith("bfloat")
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def operand_specs(row: Kernel, node: ir.Node, weight: QSpec | None) -> tuple[QSpec | None, ...]:
+    """A spec or None for each input of the node.
+
+    The row of a variadic operator (Concat) states one spec, which holds for all inputs. ``weight``
+    takes the place of the spec of input 1 where the recipe or the target adapts it.
+    """
+    specs = list(row.inputs)
+    if op_name(node) in ("Concat", "Max", "Min", "Sum", "Mean"):
+        specs += [specs[-1]] * (len(node.inputs) - len(specs))
+    specs = (specs + [None] * len(node.inputs))[: len(node.inputs)]
+    index = _weight_index(row)
+    if weight is not None and index is not None:
+        specs[index] = weight
+    return tuple(spec if node.inputs[i] is not None else None for i, spec in enumerate(specs))
+
+
+def _weight_index(row: Kernel) -> int | None:
+    for index, spec in enumerate(row.inputs):
+        if spec is not None and spec.granularity in (Granularity.CHANNEL, Granularity.BLOCK):
+            return index
+    return 1 if row.op in ("MatMul", "Conv", "Gemm", "ConvTranspose") else None
+
+
+class Rows:
+    """Fits the rows of a target to nodes."""
+
+    def __init__(self, target: Target, form: Form, shapes: Shapes, *, embeddings: bool) -> None:
+        """Rows of ``target`` in ``form``; ``embeddings`` allows int8 tables without being asked."""
+        self.target = target
+        self.form = form
+        self.shapes = shapes
+        self.embeddings = embeddings
+        static = [row for row in target.kernels if row.scheme is Scheme.STATIC]
+        # One form of low precision per compile: the cut knows two sides. The first row decides.
+        self.activation = next((spec for row in static for spec in _activations(row)), None)
+
+    def of(self, node: ir.Node) -> list[Kernel]:
+        """The rows of the node's operator, in any form."""
+        name = op_name(node)
+        return [row for row in self.target.kernels if row.op == name]
+
+    def weight_spec(self, row: Kernel, wish: Wish) -> QSpec | None:
+        """The spec of the row's constant operand, as target and recipe adapt it."""
+        index = _weight_index(row)
+        spec = None if index is None or index >= len(row.inputs) else row.inputs[index]
+        if spec is None:
+            return None
+        if row.scheme is Scheme.WEIGHT and spec.granularity is Granularity.BLOCK:
+            dtype = _WEIGHT_DTYPES.get((spec.is_signed, wish.bits))
+            if dtype is None:
+                return None
+            return dataclasses.replace(
+                spec,
+                dtype=dtype,
+                group_size=wish.group_size,
+                symmetric=wish.symmetric or spec.is_signed,
+            )
+        return spec if row.scheme is Scheme.WEIGHT else self.target.weight_spec(spec)
+
+    def refusal(self, row: Kernel, node: ir.Node, wish: Wish) -> Refusal | None:
+        """Why the row cannot be used for the node, or None when it can."""
+        weight = self.weight_spec(row, wish)
+        context = Context(self.shapes, self.target, self.form, weight)
+        return (
+            self._unwanted(row, node, wish)
+            or self._wrong_data(row, node)
+            or self._failed_condition(row, node, context)
+            or self._bad_weight(row, node, wish, weight)
+            or self._trap(row, node, context)
+        )
+
+    def _unwanted(self, row: Kernel, node: ir.Node, wish: Wish) -> Refusal | None:
+        if self.form not in row.forms:
+            forms = " or ".join(form.value for form in row.forms)
+            return Refusal(Code.NO_KERNEL, f"{row.id} exists in form {forms} only")
+        if wish.kernel:
+            if wish.kernel == row.id:
+                return self._other_activation(row)
+            return Refusal(Code.NOT_SELECTED, f"the recipe asks for {wish.kernel}")
+        by_default = row.op == "Gather" and self.embeddings and bool(wish.schemes)
+        if row.scheme not in wish.schemes and not (by_default and not wish.is_demand):
+            return Refusal(
+                Code.NOT_SELECTED,
+                f"{row.id} is of scheme {row.scheme.value}, which the recipe does not select",
+            )
+        return self._other_activation(row)
+
+    def _other_activation(self, row: Kernel) -> Refusal | None:
+        if row.scheme is not Scheme.STATIC:
+            return None
+        for spec in _activations(row):
+            if spec != self.activation:
+                return Refusal(
+                    Code.CONDITION, f"{row.id} takes {spec}, this compile uses {self.activation}"
+                )
+        return None
+
+    def _wrong_data(self, row: Kernel, node: ir.Node) -> Refusal | None:
+        for index, spec in enumerate(operand_specs(row, node, None)):
+            value = node.inputs[index]
+            if value is None or (spec is None and index > 0):
+                continue
+            producer = value.producer()
+            if producer is not None and op_name(producer) in _DEQUANTIZE:
+                return Refusal(
+                    Code.ALREADY_QUANTIZED, f"input {index} comes from {producer.op_type}"
+                )
+            if spec is not None and not is_float(value, self.shapes):
+                if value.name not in self.shapes and value.dtype is None:
+                    return Refusal(Code.UNKNOWN_SHAPE, f"the type of input {index} is unknown")
+                return Refusal(Code.WRONG_DTYPE, f"input {index} holds no floating-point numbers")
+        return None
+
+    def _failed_condition(self, row: Kernel, node: ir.Node, context: Context) -> Refusal | None:
+        failed = first_failure(row, node, context)
+        if failed is not None:
+            return Refusal(code_of(failed[0]), f"{row.id}: {failed[1]}")
+        return None
+
+    def _bad_weight(
+        self, row: Kernel, node: ir.Node, wish: Wish, weight: QSpec | None
+    ) -> Refusal | None:
+        if row.scheme is not Scheme.WEIGHT:
+            return None
+        index = _weight_index(row)
+        if weight is None or index is None:
+            return Refusal(
+                Code.CONDITION, f"{row.id} has no weights of {wish.bits} bits, wanted 2, 4 or 8"
+            )
+        if weight.is_signed and weight.granularity is Granularity.BLOCK and not wish.symmetric:
+            return Refusal(Code.CONDITION, f"{row.id} has symmetric blocks only")
+        value = node.inputs[index]
+        shape = shape_of(value, self.shapes)
+        assert value is not None, "the conditions want a constant"
+        if shape is None:
+            return Refusal(Code.UNKNOWN_SHAPE, f"the shape of %{value.name} is unknown")
+        if row.op == "Gather":
+            return self._bad_table(value, shape, wish)
+        size = weight.group_size
+        if size is None:
+            return None
+        # blocks run along the in-features; the last one is padded
+        stored = -(-shape[0] // size) * size * shape[1] * weight.dtype.bitwidth // 8
+        if stored >= math.prod(shape) * 4:
+            return Refusal(
+                Code.GROUP_SIZE,
+                f"{shape[0]} in-features padded to blocks of {size} take {stored} bytes,"
+                f" float takes {math.prod(shape) * 4}",
+                "use a smaller group_size for this node",
+            )
+        others = [use.node for use in value.uses() if op_name(use.node) != row.op]
+        if wish.force and not wish.is_demand and others:
+            return _shared(value, others[0])
+        return None
+
+    def _bad_table(self, value: ir.Value, shape: tuple[int, ...], wish: Wish) -> Refusal | None:
+        size = math.prod(shape) * 4
+        if size < _LARGE_TABLE and not wish.is_demand:
+            return Refusal(
+                Code.DOES_NOT_PAY,
+                f"the table has {size} bytes in float, int8 tables are made from {_LARGE_TABLE} on",
+            )
+        others = [use.node for use in value.uses() if op_name(use.node) != "Gather"]
+        return _shared(value, others[0]) if others or value.is_graph_output() else None
+
+    def _trap(self, row: Kernel, node: ir.Node, context: Context) -> Refusal | None:
+        for trap in self.target.traps:
+            concerns = any(
+                row.id == pattern or (pattern.endswith("*") and row.id.startswith(pattern[:-1]))
+                for pattern in trap.kernels
+            )
+            armed = trap.blocks and concerns and CONDITIONS[trap.condition](node, context) is None
+            if armed:
+                return Refusal(Code.TRAP, f"{row.id}: {trap.effect}", trap.remedy)
+        return None
+
+
+def _activations(row: Kernel) -> list[QSpec]:
+    weight = _weight_index(row)
+    specs = [spec for index, spec in enumerate(row.inputs) if index != weight]
+    return [spec for spec in (*specs, row.output) if spec is not None]
+
+
+def _shared(value: ir.Value, other: ir.Node | None) -> Refusal:
+    reader = f"{other.name} ({op_name(other)})" if other is not None else "a graph output"
+    return Refusal(
+        Code.SHARED_WEIGHT,
+        f"%{value.name} is also read by {reader}, which needs it in float",
+    )
+
+
+def reads_low(row: Kernel, node: ir.Node) -> tuple[int, ...]:
+    """Indices of the activations that a static row reads in low precision."""
+    if row.scheme is not Scheme.STATIC:
+        return ()
+    specs = operand_specs(row, node, None)
+    return tuple(
+        index
+        for index, spec in enumerate(specs)
+        if spec is not None and not spec.dynamic and not is_constant(node.inputs[index])
+    )

@@ -1,0 +1,152 @@
+"""What the recipe wants of each node: its schemes, and the last of its rules that matches."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.ir.provenance import module_of, origins
+from qcompiler.ir.walk import op_name
+from qcompiler.recipe import Recipe, Rule
+from qcompiler.targets.schema import Scheme
+
+__all__ = ["Wish", "wishes_of"]
+
+_WILD = frozenset("*?[")
+_CANONICAL = {"Gemm": "MatMul", "BatchNormalization": "Conv", "FusedMatMul": "MatMul"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of one node.
+
+    Attributes:
+        schemes: Schemes to choose from, best first; empty keeps the node in float.
+        force: Do it whatever it costs.
+        bits: Weight bits of the weight-only scheme.
+        group_size: Block size of the weight-only scheme.
+        symmetric: Whether weight-only blocks are symmetric.
+        kernel: The only kernel row to use, or "".
+        rule: The rule that decided, or None where the recipe itself does.
+        named: The rule names this very node and no other.
+    """
+
+    schemes: tuple[Scheme, ...]
+    force: bool
+    bits: int
+    group_size: int
+    symmetric: bool
+    kernel: str = ""
+    rule: Rule | None = None
+    named: bool = False
+
+    @property
+    def is_demand(self) -> bool:
+        """Whether a rule asks for low precision, and not merely lets the recipe choose."""
+        return self.rule is not None and (bool(self.kernel) or self.rule.scheme not in _PASSIVE)
+
+
+_PASSIVE = ("auto", "float")
+
+
+def wishes_of(
+    nodes: Iterable[ir.Node], recipe: Recipe, removed: Mapping[str, str]
+) -> dict[str, Wish]:
+    """The wish for each node, by node name.
+
+    Args:
+        nodes: Every node of the model, nested bodies included.
+        recipe: Rules in order; the last one that matches a node decides.
+        removed: The user's nodes that are gone and the pass that folded each, for the message.
+
+    Raises:
+        QcError: QC404, a rule matches no node; QC403, a regular expression does not parse.
+    """
+    nodes = list(nodes)
+    plain = _wish(recipe, None, named=False)
+    wishes = {str(node.name): plain for node in nodes}
+    for index, rule in enumerate(recipe.rules):
+        matches = _matcher(rule, f"rules[{index}].match")
+        exact = not rule.match.startswith("re:") and not _WILD.intersection(rule.match)
+        hit = False
+        for node in nodes:
+            if rule.op is not None and rule.op.removeprefix("ai.onnx:") != op_name(node):
+                continue
+            names = {str(node.name), *origins(node)}
+            if any(map(matches, names)) or any(map(matches, _enclosing(module_of(node)))):
+                hit = True
+                named = exact and rule.match in names
+                wishes[str(node.name)] = _wish(recipe, rule, named=named)
+        if not hit:
+            raise _matches_nothing(rule, index, nodes, removed)
+    return wishes
+
+
+def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
+    weights = recipe.weights
+    if rule is None:
+        return Wish(
+            recipe.schemes, recipe.force, weights.bits, weights.group_size, weights.symmetric
+        )
+    schemes = recipe.schemes
+    if rule.scheme == "float":
+        schemes = ()
+    elif rule.scheme != "auto":
+        schemes = (Scheme(rule.scheme),)
+    return Wish(
+        schemes,
+        recipe.force or rule.force,
+        weights.bits if rule.bits is None else rule.bits,
+        weights.group_size if rule.group_size is None else rule.group_size,
+        weights.symmetric if rule.symmetric is None else rule.symmetric,
+        rule.kernel or "",
+        rule,
+        named,
+    )
+
+
+def _matcher(rule: Rule, where: str) -> Callable[[str], bool]:
+    if not rule.match.startswith("re:"):
+        pattern = re.compile(fnmatch.translate(rule.match))
+        return lambda name: name == rule.match or pattern.match(name) is not None
+    try:
+        expression = re.compile(rule.match[len("re:") :])
+    except re.error as error:
+        raise QcError(
+            Code.RECIPE_KEY, where, f"{rule.match!r} is no regular expression: {error}"
+        ) from error
+    return lambda name: expression.fullmatch(name) is not None
+
+
+def _enclosing(module: str) -> list[str]:
+    """A module path and those around it: a rule on a block means all that is in it."""
+    parts = module.split(".") if module else []
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _matches_nothing(
+    rule: Rule, index: int, nodes: list[ir.Node], removed: Mapping[str, str]
+) -> QcError:
+    ops = {op_name(node) for node in nodes}
+    where = f"rules[{index}]"
+    asked = f"match = {rule.match!r}" + (f", op = {rule.op!r}" if rule.op else "")
+    message = f"{asked} matches no node"
+    matches = _matcher(rule, where)
+    folded = sorted(name for name in removed if matches(name))
+    if rule.op is not None and rule.op.removeprefix("ai.onnx:") not in ops:
+        hint = nearest(rule.op, ops)
+        if (stands_for := _CANONICAL.get(rule.op)) in ops:
+            hint = f"{rule.op} nodes were rewritten to {stands_for} before: name that"
+    elif folded and rule.match != "*":
+        hint = f"{folded[0]!r} was folded into other nodes by {removed[folded[0]]}"
+    else:
+        known = {str(node.name) for node in nodes}
+        known.update(name for node in nodes for name in origins(node))
+        known.update(path for node in nodes for path in _enclosing(module_of(node)))
+        hint = nearest(rule.match.removeprefix("re:"), known)
+    return QcError(Code.RULE_MATCHES_NOTHING, where, message, hint, rule=index)
