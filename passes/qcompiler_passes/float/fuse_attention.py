@@ -1,0 +1,374 @@
+"""Gather scaled-dot-product attention into one operator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompiler.analysis.dims import Dim, Dims
+from qcompiler.ir.edit import Tape
+from qcompiler.patterns.match import Call, Match, Operators, Term, Var, maybe, one_of
+from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
+from qcompiler_passes.float.attention_mask import Mask, MaskWriter
+
+__all__ = ["FuseAttention"]
+
+_SINCE = 23  # opset of ai.onnx Attention
+_TO_HEADS = [0, 2, 1, 3]  # [batch, length, heads, size] <-> [batch, heads, length, size]
+_TYPES = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def _is_last(attr: ir.Attr | None) -> bool:
+    return attr is None or attr.as_int() in (-1, 3)
+
+
+def _scaled(op: Operators, x: Term, name: str) -> Term:
+    """``x`` times or over a number, or as it is."""
+    return one_of(
+        op.Mul(x, Var(f"{name}.times")).may_be_shared(),
+        op.Div(x, Var(f"{name}.over")).may_be_shared(),
+        x,
+    )
+
+
+def _split(op: Operators, name: str) -> Call:
+    """``[batch, length, heads * size]`` split into ``[batch, length, heads, size]``."""
+    split = op.Reshape(Var(name), Var(f"{name}.split_shape"))
+    return split.named(f"{name}.split").may_be_shared()
+
+
+def _heads(op: Operators, name: str) -> Call:
+    """The same, heads in front of length."""
+    return op.Transpose(_split(op, name), perm=_TO_HEADS).may_be_shared()
+
+
+def _repeated(op: Operators, x: Term, name: str) -> Term:
+    """Each head of ``x`` several times in a row (grouped queries), or ``x`` as it is."""
+    wide = op.Unsqueeze(x, Var(f"{name}.repeat_axis")).named(f"{name}.one").may_be_shared()
+    many = op.Expand(wide, Var(f"{name}.repeat_shape")).named(f"{name}.many").may_be_shared()
+    flat = op.Reshape(many, Var(f"{name}.repeat_flat")).named(f"{name}.repeat").may_be_shared()
+    return one_of(flat, x)
+
+
+def _turned(op: Operators, k: Term, unturned: Term) -> Term:
+    """``k`` [batch, heads, length, size] with its last axes exchanged.
+
+    Either by one Transpose; or by Reshape, Transpose and Reshape over three axes, as torch's
+    exporter does; or by one Transpose from ``unturned`` [batch, length, heads, size].
+    """
+    three = op.Reshape(k, Var("k.three_shape")).named("k.three").may_be_shared()
+    swapped = op.Transpose(three, perm=[0, 2, 1]).may_be_shared()
+    return one_of(
+        op.Reshape(swapped, Var("k.four_shape")).named("k.four").may_be_shared(),
+        op.Transpose(k, perm=[0, 1, 3, 2]).may_be_shared(),
+        op.Transpose(unturned, perm=[0, 2, 3, 1]).named("k.turned").may_be_shared(),
+    )
+
+
+def _attended(op: Operators, q: Term, turned_k: Term, v: Term) -> Call:
+    """``softmax(scale * q @ k^T + mask) @ v`` with everything that may stand in between."""
+    scores = _scaled(op, op.MatMul(_scaled(op, q, "q"), turned_k).named("scores"), "scores")
+    filled = one_of(
+        op.Where(Var("keep"), scores, Var("fill")),
+        op.Where(Var("drop"), Var("fill"), scores),
+        scores,
+    )
+    masked = one_of(op.Add(filled, Var("mask")), filled)
+    weights = op.Softmax(masked, axis=_is_last)
+    guarded = op.Where(op.IsNaN(weights), 0.0, weights)
+    return op.MatMul(one_of(guarded, weights), v)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Operands:
+    """The inputs of the new operator, all of rank 3 or all of rank 4.
+
+    Sizes are those of the 4-D forms ``[batch, heads, length, size]``.
+    """
+
+    q: ir.Value
+    k: ir.Value
+    v: ir.Value
+    q_shape: tuple[Dim, ...]
+    k_shape: tuple[Dim, ...]
+    v_shape: tuple[Dim, ...]
+
+
+class _Fusing(Rule):
+    """What the rules share: scale, mask, proofs about shapes."""
+
+    def __init__(self, dims: Dims, masks: MaskWriter) -> None:
+        self.dims = dims
+        self.masks = masks
+
+    def operands(self, m: Match) -> _Operands | str:
+        """The inputs, or why they are not usable."""
+        raise NotImplementedError
+
+    def where(self, m: Match) -> str | None:
+        """Everything must be provable: the turned key, heads, batch, scale and mask."""
+        found = self.operands(m)
+        if isinstance(found, str):
+            return found
+        if found.q.dtype not in _TYPES:
+            return f"%{found.q.name} is {found.q.dtype}, wanted float32 or float16"
+        scale = _scale(m)
+        if scale is None or scale <= 0 or not math.isfinite(scale):
+            return "the scale is not a positive constant number"
+        mask = _mask(m)
+        if isinstance(mask, str):
+            return mask
+        return self._why_not_shapes(m, found) or (
+            mask.why_not(self.dims, found.q_shape[:3]) if mask else None
+        )
+
+    def _why_not_shapes(self, m: Match, found: _Operands) -> str | None:
+        q, k, v = found.q_shape, found.k_shape, found.v_shape
+        if not q[0] == k[0] == v[0]:
+            return f"the batch sizes {q[0]}, {k[0]}, {v[0]} are not provably equal"
+        if k[1] != v[1]:
+            return f"keys have {k[1]} heads and values {v[1]}"
+        many, few = q[1], k[1]
+        grouped = isinstance(many, int) and isinstance(few, int) and many % few == 0
+        if many != few and not ("k.repeat" in m.captured and grouped):
+            return f"queries have {many} heads and keys {few}"
+        if "k.four" in m.captured and not self._is_turn(m):
+            return f"%{m['k.four'].name} is not provably the transposed key"
+        scores = self.dims.shape(m["scores"])
+        return None if scores is None or len(scores) == 4 else "the scores do not have four axes"
+
+    def _is_turn(self, m: Match) -> bool:
+        """Whether Reshape-Transpose-Reshape only exchanges the last two axes."""
+        source = m.node("k.three").inputs[0]
+        assert source is not None, "the pattern has seen it"
+        k, three = self.dims.shape(source), self.dims.shape(m["k.three"])
+        four = self.dims.shape(m["k.four"])
+        if k is None or three is None or four is None or len(k) != 4 or len(three) != 3:
+            return False
+        return three[1:] == k[2:] and four == (k[0], k[1], k[3], k[2])
+
+    def _repeats(self, m: Match, name: str, shape: tuple[Dim, ...]) -> bool:
+        """Whether the captured nodes repeat the heads of ``shape``, each in a row."""
+        if f"{name}.repeat" not in m.captured:
+            return True
+        one, many = self.dims.shape(m[f"{name}.one"]), self.dims.shape(m[f"{name}.many"])
+        flat = self.dims.shape(m[f"{name}.repeat"])
+        if one is None or many is None or flat is None or len(many) != 5 or len(flat) != 4:
+            return False
+        batch, heads, length, size = shape
+        times = many[2]
+        if not isinstance(times, int) or not isinstance(heads, int):
+            return False
+        return (
+            one == (batch, heads, 1, length, size)
+            and many == (batch, heads, times, length, size)
+            and flat == (batch, heads * times, length, size)
+        )
+
+    def attend(self, m: Match, tape: Tape, found: _Operands, heads: bool) -> ir.Value:
+        """Write the operator; ``heads``: say how many there are (inputs of rank 3)."""
+        mask = _mask(m)
+        assert not isinstance(mask, str), "where() has looked"
+        inputs = [found.q, found.k, found.v]
+        if mask is not None:
+            written = self.masks.write(mask, found.q_shape[2], found.k_shape[2])
+            assert written is not None, "every size of a graph value has a source"
+            inputs.append(written)
+        result: ir.Value = tape.op(
+            "Attention",
+            *inputs,
+            scale=_scale(m),
+            q_num_heads=found.q_shape[1] if heads else None,
+            kv_num_heads=found.k_shape[1] if heads else None,
+        )
+        return result
+
+
+class FlatAttention(_Fusing):
+    """Attention whose heads are split off and merged again by Reshape and Transpose."""
+
+    name = "attention-flat"
+
+    def pattern(self, op: Operators) -> Term:
+        """Inputs and output of rank 3."""
+        k = _repeated(op, _heads(op, "k"), "k")
+        turned = _scaled(op, _turned(op, _scaled(op, k, "k"), _split(op, "k")), "turned")
+        v = _repeated(op, _heads(op, "v"), "v")
+        attended = _attended(op, _heads(op, "q"), turned, v)
+        merged = op.Transpose(attended, perm=_TO_HEADS)
+        return op.Reshape(merged, Var("merged_shape"))
+
+    def operands(self, m: Match) -> _Operands | str:
+        """The sources of the splits."""
+        shapes = []
+        for name in ("q", "k", "v"):
+            shape = _split_shape(self.dims, m, name)
+            if shape is None:
+                return (
+                    f"%{m[f'{name}.split'].name} does not provably split [batch, length, heads * n]"
+                )
+            if not self._repeats(m, name, shape):
+                return f"%{m[f'{name}.repeat'].name} does not provably repeat heads"
+            shapes.append(shape)
+        q, _, v = shapes
+        out = self.dims.shape(m.root.outputs[0])
+        if not (isinstance(q[1], int) and isinstance(v[3], int)):
+            return "the number of heads is unknown"
+        if out != (q[0], q[2], q[1] * v[3]):
+            return f"%{m.root.outputs[0].name} does not provably merge the heads"
+        return _Operands(m["q"], m["k"], m["v"], *shapes)
+
+    def rewrite(self, m: Match, tape: Tape) -> ir.Value:
+        """One node."""
+        found = self.operands(m)
+        assert isinstance(found, _Operands), "where() has looked"
+        return self.attend(m, tape, found, heads=True)
+
+
+class HeadedAttention(_Fusing):
+    """Attention over ``[batch, heads, length, size]`` that is split or merged in another way."""
+
+    name = "attention-headed"
+
+    def pattern(self, op: Operators) -> Term:
+        """Inputs and output of rank 4."""
+        k = _repeated(op, Var("k"), "k")
+        turned = _scaled(op, _turned(op, _scaled(op, k, "k"), Var("k.unturned")), "turned")
+        return _attended(op, Var("q"), turned, _repeated(op, Var("v"), "v"))
+
+    def operands(self, m: Match) -> _Operands | str:
+        """The values themselves; a key turned in one go is turned half way."""
+        key = m["k"] if "k" in m else m["k.unturned"]
+        shapes = [self.dims.shape(value) for value in (m["q"], key, m["v"])]
+        checked: list[tuple[Dim, ...]] = []
+        for name, shape in zip("qkv", shapes, strict=True):
+            if shape is None or len(shape) != 4:
+                return f"the shape of the {name} is unknown or not of four axes"
+            turned = name == "k" and "k" not in m
+            headed = (shape[0], shape[2], shape[1], shape[3]) if turned else shape
+            if not self._repeats(m, name, headed):
+                return f"%{m[f'{name}.repeat'].name} does not provably repeat heads"
+            checked.append(headed)
+        return _Operands(m["q"], key, m["v"], *checked)
+
+    def rewrite(self, m: Match, tape: Tape) -> ir.Value:
+        """One node, and a Transpose where the key was turned in one go."""
+        found = self.operands(m)
+        assert isinstance(found, _Operands), "where() has looked"
+        if "k" not in m:
+            found = dataclasses.replace(found, k=tape.op("Transpose", found.k, perm=_TO_HEADS))
+        return self.attend(m, tape, found, heads=False)
+
+
+class FlattenHeads(Rule):
+    """An Attention of rank 4 between splits and merges takes the flat tensors itself."""
+
+    name = "attention-flatten"
+
+    def __init__(self, dims: Dims) -> None:
+        self.dims = dims
+
+    def pattern(self, op: Operators) -> Term:
+        """As torch exports it at opset 23."""
+        attended = op.Attention(*(_heads(op, name) for name in "qkv"), maybe(Var("mask"))).named(
+            "attention"
+        )
+        return op.Reshape(op.Transpose(attended, perm=_TO_HEADS), Var("merged_shape"))
+
+    def where(self, m: Match) -> str | None:
+        """The splits and the merge must be provable."""
+        shapes = [_split_shape(self.dims, m, name) for name in "qkv"]
+        if any(shape is None or not isinstance(shape[1], int) for shape in shapes):
+            return "an input is not provably split from [batch, length, heads * size]"
+        q, _, v = (shape for shape in shapes if shape is not None)
+        assert isinstance(q[1], int), "tested above"
+        if not isinstance(v[3], int):
+            return "the size of a head is unknown"
+        if self.dims.shape(m.root.outputs[0]) != (q[0], q[2], q[1] * v[3]):
+            return f"%{m.root.outputs[0].name} does not provably merge the heads"
+        return None
+
+    def rewrite(self, m: Match, tape: Tape) -> ir.Value:
+        """The same node on the flat tensors."""
+        attributes = {key: attr.value for key, attr in m.node("attention").attributes.items()}
+        for name, key in (("q", "q_num_heads"), ("k", "kv_num_heads")):
+            shape = _split_shape(self.dims, m, name)
+            assert shape is not None, "where() has looked"
+            attributes[key] = shape[1]
+        inputs = [m[name] for name in "qkv"] + ([m["mask"]] if "mask" in m else [])
+        result: ir.Value = tape.op("Attention", *inputs, **attributes)
+        return result
+
+
+def _split_shape(dims: Dims, m: Match, name: str) -> tuple[Dim, ...] | None:
+    """``(batch, heads, length, size)`` of a split that keeps batch and length, else None."""
+    flat, split = dims.shape(m[name]), dims.shape(m[f"{name}.split"])
+    if flat is None or split is None or len(flat) != 3 or len(split) != 4:
+        return None
+    if flat[:2] != split[:2] or not isinstance(split[2], int) or not isinstance(split[3], int):
+        return None
+    return split[0], split[2], split[1], split[3]
+
+
+def _scale(m: Match) -> float | None:
+    """The product of all factors between q, k and the scores; None when one is no number."""
+    result = 1.0
+    for name in ("q", "k", "turned", "scores"):
+        for key in (f"{name}.times", f"{name}.over"):
+            if key in m:
+                number = m.scalar(key)
+                if not number:
+                    return None
+                result = result * number if key.endswith("times") else result / number
+    return result
+
+
+def _mask(m: Match) -> Mask | str | None:
+    added = m.get("mask")
+    if "keep" not in m and "drop" not in m:
+        return None if added is None else Mask(added)
+    fill = m.scalar("fill")
+    if fill is None:
+        return "what masked scores become is not a constant number"
+    if "keep" in m:
+        return Mask(added, m["keep"], fill, False)
+    return Mask(added, m["drop"], fill, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseAttention(Pass):
+    """Fuse scaled-dot-product attention into ai.onnx Attention, from opset 23 on.
+
+    Given:   %q4 = Transpose(Reshape(%q)); %k4, %v4 likewise; %t = Transpose(%k4) perm=[0,1,3,2]
+             %s = MatMul(%q4, %t); %d = Div(%s, 5.65685); %a = Add(%d, %mask)
+             %p = Softmax(%a); %o = MatMul(%p, %v4); %y = Reshape(Transpose(%o))
+    Result:  %y = Attention(%q, %k, %v, %mask) q_num_heads=12 kv_num_heads=12 scale=0.176777
+
+    Known forms: scale on q and k or on the scores, by Mul or Div; key turned by one Transpose or by
+    the exporter's Reshape-Transpose-Reshape; mask added, or chosen by Where; the exporter's
+    IsNaN/Where guard; grouped queries by Unsqueeze-Expand-Reshape; Attention of rank 4 between
+    splits and merges. Heads that are split and merged by Reshape and Transpose go into the operator
+    (3-D inputs: ONNX Runtime 1.31.1 takes 0.20 ms instead of 0.26 ms for 1x128, 12 heads of 32).
+
+    What is promised of rows that are masked everywhere: with the guard and -inf they are zeros
+    before and after. With the lowest float, or any finite number, they are the same as before.
+    Without the guard and with -inf they were NaN and are zeros now. Only the main graph.
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+    phase: ClassVar[Phase] = Phase.FLOAT
+
+    def run(self, model: ir.Model, state: State) -> PassResult:
+        """Apply the rules, the one that absorbs most first."""
+        if (model.opset_imports.get("") or 0) < _SINCE:
+            return PassResult(False)
+        if not any(node.op_type in ("Softmax", "Attention") for node in model.graph):
+            return PassResult(False)
+        dims = Dims(model.graph)
+        masks = MaskWriter(model.graph, dims, self.name)
+        rules = (FlatAttention(dims, masks), HeadedAttention(dims, masks), FlattenHeads(dims))
+        return PassResult(apply_rules(model.graph, rules, self.name).modified)
