@@ -30,7 +30,7 @@ from qcompiler.report.model import Report, coverage, removed_decisions
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form, Target
-from qcompiler.verify.check import Checked, check_artifact
+from qcompiler.verify.check import Checked, check_artifact, refuse_wrong
 
 __all__ = ["compile_float", "qcompile"]
 
@@ -105,14 +105,15 @@ def qcompile(
         sample=samples[0] if samples else opened.example,
         plan=given,
     )
+    timings: list[PassTiming] = []
+    passes: Sequence[Pass] = ()
     if opened.quantized:
-        artifact_model, timings, passes = reference.clone(), [], ()
+        artifact_model = reference.clone()
         state.plan = _untouched(artifact_model, state, Code.ALREADY_QUANTIZED)
         state.diagnostics.append(_already_quantized(opened.source))
     else:
-        artifact_model, timings, passes = _lower(
-            reference, state, _passes(recipe), clock, check, _path(dump)
-        )
+        passes = _passes(recipe)
+        artifact_model, timings = _lower(reference, state, passes, clock, check, _path(dump))
     state.diagnostics.extend(opened.diagnostics)
     checked = Checked()
     if recipe.verify.enabled:
@@ -125,9 +126,11 @@ def qcompile(
         slower = checked.slower_than(recipe.verify.max_slowdown)
         if slower and recipe.verify.guard and not recipe.force and _is_quantized(state.plan):
             with clock("fall back to float"):
-                artifact_model, state, passes, checked = _fall_back(
+                passes = ()
+                artifact_model, state, checked = _fall_back(
                     reference, state, checked, samples, threads, opened.source
                 )
+    refuse_wrong(checked)
     assert state.plan is not None
     final = dataclasses.replace(
         state.plan, removed=removed_decisions(state.removed, _operators(reference))
@@ -183,7 +186,7 @@ def _lower(
     clock: _Clock,
     check: bool | None,
     dump: pathlib.Path | None,
-) -> tuple[ir.Model, list[PassTiming], Sequence[Pass]]:
+) -> tuple[ir.Model, list[PassTiming]]:
     model = reference.clone()
     compare = None
     if check or os.environ.get("QC_CHECK"):
@@ -196,7 +199,7 @@ def _lower(
         )
     if state.plan is None:  # a pipeline of the user's without a deciding pass
         state.plan = _untouched(model, state, Code.NOT_SELECTED)
-    return model, timings, passes
+    return model, timings
 
 
 def _fall_back(
@@ -206,7 +209,7 @@ def _fall_back(
     samples: Sequence[Feed],
     threads: int | None,
     source: str,
-) -> tuple[ir.Model, State, Sequence[Pass], Checked]:
+) -> tuple[ir.Model, State, Checked]:
     """The float form, and the model as it came when even that is slower."""
     said = Diagnostic(
         Code.MEASURED_SLOWER,
@@ -224,12 +227,12 @@ def _fall_back(
     base.plan = _untouched(fused, base, Code.MEASURED_SLOWER)
     checked = check_artifact(reference, fused, base, samples, threads=threads, source=source)
     if not checked.slower_than(state.recipe.verify.max_slowdown):
-        return fused, base, (), checked
+        return fused, base, checked
     as_it_came = reference.clone()
     base.removed = {}
     base.plan = _untouched(as_it_came, base, Code.MEASURED_SLOWER)
     checked = check_artifact(reference, as_it_came, base, samples, threads=threads, source=source)
-    return as_it_came, base, (), dataclasses.replace(checked, latency={})
+    return as_it_came, base, dataclasses.replace(checked, latency={})
 
 
 def _untouched(model: ir.Model, state: State, code: Code) -> Plan:

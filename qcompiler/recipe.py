@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -208,10 +209,10 @@ def _parse(suffix: str, text: str) -> Any:
     if suffix == ".json":
         return json.loads(text)
     if suffix == ".toml":
-        try:
+        if sys.version_info >= (3, 11):
             import tomllib
-        except ImportError:  # Python 3.10
-            import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
+        else:
+            import tomli as tomllib
         return tomllib.loads(text)
     import yaml
 

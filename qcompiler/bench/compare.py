@@ -94,7 +94,8 @@ def compare(
     times: list[list[list[float]]] = [[] for _ in candidates]
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        np.savez(folder / "feed.npz", **{name: np.asarray(array) for name, array in feed.items()})
+        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in feed.items()}
+        np.savez(folder / "feed.npz", **arrays)
         workers = [
             stack.enter_context(_worker(item, folder / f"{index}.json", folder / "feed.npz", threads))
             for index, item in enumerate(candidates)

@@ -47,7 +47,7 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 def fresh_name(graph: ir.Graph, hint: str) -> str:
     """A name no node or value of the graph (or of a nested body) has: ``hint`` or ``hint_1`` ..."""
-    names: set[str] = graph.meta.get(_NAMES)  # type: ignore[assignment]
+    names: set[str] | None = graph.meta.get(_NAMES)
     if names is None:
         names = _names_in(graph)
         graph.meta[_NAMES] = names
@@ -79,7 +79,7 @@ def add_initializer(
     value = ir.Value(
         name=name,
         const_value=tensor,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape([int(dim) for dim in tensor.shape]),  # type: ignore[call-overload,arg-type]
         type=ir.TensorType(tensor.dtype),
     )
     graph.register_initializer(value)

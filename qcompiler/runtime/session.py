@@ -64,6 +64,7 @@ def open_session(
     settings: SessionSettings = _DEFAULT,
     threads: int | None = None,
     optimized_path: pathlib.Path | None = None,
+    code: Code = Code.DOES_NOT_LOAD,
 ) -> ort.InferenceSession:
     """An ``onnxruntime.InferenceSession`` on the CPU provider.
 
@@ -74,9 +75,10 @@ def open_session(
         threads: Threads within an operator; None leaves the choice to the runtime.
         optimized_path: Where the runtime shall write the graph it really runs. Weights of more
             than 1.8 GB go to a second file beside it.
+        code: Code of the error, since only the caller knows whose model this is.
 
     Raises:
-        QcError: QC606 with the runtime's own words when it refuses the model.
+        QcError: ``code`` with the runtime's own words when it refuses the model.
     """
     import onnxruntime
 
@@ -108,7 +110,7 @@ def open_session(
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         raise QcError(
-            Code.DOES_NOT_LOAD,
+            code,
             where,
             f"the runtime refuses the model: {runtime_message(error)}",
             "check that onnxruntime is new enough for the model's opset and operators",

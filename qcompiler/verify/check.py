@@ -17,7 +17,7 @@ from qcompiler.runtime.settings import SessionSettings
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import Proof, prove
 
-__all__ = ["Checked", "check_artifact", "difference"]
+__all__ = ["Checked", "check_artifact", "difference", "refuse_wrong"]
 
 _LATENCY_SECONDS = 0.5  # enough for ~10 pairs of a 30 ms model; longer only delays the compile
 # Exact rewrites reorder float32 sums, so equality is up to rounding of the largest value.
