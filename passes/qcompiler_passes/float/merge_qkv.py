@@ -42,7 +42,7 @@ def _linear(node: ir.Node) -> _Linear | None:
         return None
     if weight.is_graph_input() or len(weight.const_value.shape) != 2 or not has_one_use(weight):
         return None
-    add, bias = _bias(node, weight.const_value.shape[1])
+    add, bias = _bias(node, int(weight.const_value.shape.numpy()[1]))
     return _Linear(node, add, weight, bias)
 
 
