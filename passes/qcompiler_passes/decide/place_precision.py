@@ -66,7 +66,7 @@ class PlacePrecision(Pass):
         if not static and any(Scheme.STATIC in wish.schemes for wish in wishes.values()):
             more = survey(model.graph, rows, prices, wishes, static=True)
             better = place(model.graph, more, prices)
-            _retell(units, more, better)
+            _retell(units, more, solution, better)
             diagnostics += _would_help(solution, better, prices)
         state.plan = assemble(model, units, solution, state, prices)
         return PassResult(modified=False, diagnostics=diagnostics)
@@ -168,18 +168,23 @@ def _cannot(unit: Unit, wish: Wish, target: Target) -> QcError:
     )
 
 
-def _retell(units: Sequence[Unit], more: Sequence[Unit], better: Solution) -> None:
-    """Drop the reason "no calibration" where calibration would change nothing."""
-    quantized = {unit.name for unit in more if unit.name in better.chosen}
-    by_name = {unit.name: unit for unit in more}
-    for unit in units:
-        other = by_name.get(unit.name)
-        if other is None or unit.name in quantized or unit.options:
+def _retell(units: Sequence[Unit], more: Sequence[Unit], now: Solution, better: Solution) -> None:
+    """Give float units the reason that matters: calibration where it would help, else the rest.
+
+    Args:
+        units: Without calibration data; their options and refusals are edited.
+        more: The same units with it.
+        now: What was chosen without.
+        better: What would be chosen with.
+    """
+    for unit, other in zip(units, more, strict=True):
+        if unit.name in now.chosen:
             continue
-        if any(refusal.code is Code.NO_CALIBRATION for refusal in unit.refusals):
-            # what stands in the way even with data is the reason: its costs, or its rows
-            unit.options.extend(other.options)
-            unit.refusals[:] = other.refusals
+        if unit.name in better.chosen and other.options and other.options[0].kernel is not None:
+            unit.options.clear()
+            unit.refusals[:] = [r for r in unit.refusals if r.code is Code.NO_CALIBRATION]
+        else:  # what stands in the way even with data: costs, or a condition
+            unit.options[:], unit.refusals[:] = other.options, other.refusals
             unit.reads = other.reads
 
 

@@ -12,8 +12,9 @@ from qcompiler.targets.schema import Kernel, Target
 
 __all__ = ["Prices"]
 
-# Of a target without costs only the order matters: low precision is better, conversions are few.
-_NO_FLOAT, _NO_KERNEL, _NO_CARRY, _NO_CONVERSION = 10.0, 1.0, 9.0, 0.5
+# Of a target without costs only the order matters: low precision is better, conversions are few,
+# and moving data is no reason to convert it.
+_NO_FLOAT, _NO_KERNEL, _NO_CARRY, _NO_CONVERSION = 10.0, 1.0, 10.0, 0.5
 
 
 class Prices:

@@ -24,6 +24,10 @@ from qcompiler_passes.planned import bias_operand
 __all__ = ["Option", "Unit", "survey"]
 
 
+# Refusals of rows that would fit the node.
+_FITTING = (Code.NO_CALIBRATION, Code.NOT_SELECTED)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
     """One way to do a unit other than in float.
@@ -145,7 +149,7 @@ class _Surveyor:
         """The unit that starts at ``node``."""
         wish = self.wishes[str(node.name)]
         unit = Unit(node, (), wish, None, [], [], (), False)
-        usable = []
+        usable, absorbing = [], []
         for row in self.rows.of(node):
             refusal = self.rows.refusal(row, node, wish)
             if refusal is None and row.scheme is Scheme.STATIC and not self.static:
@@ -156,7 +160,10 @@ class _Surveyor:
                 usable.append(row)
             else:
                 unit.refusals.append(refusal)
-        chains = {row.id: self._chain(node, row) for row in usable}
+            # what another recipe would absorb goes with its head: it has no decision of its own
+            if refusal is None or (not wish.kernel and refusal.code in _FITTING):
+                absorbing.append(row)
+        chains = {row.id: self._chain(node, row) for row in absorbing}
         unit.followers = max(chains.values(), key=len, default=())
         followers_us = [self.prices.node(item) or 0.0 for item in unit.followers]
         alone_us = self.prices.node(node)
