@@ -146,4 +146,17 @@ def _specs(text: str) -> tuple[QSpec | None, ...]:
     return tuple(None if word == "-" else QSpec.parse(word) for word in words)
 
 
-__all__ = ["Form", "Hand", "fixed", "onnx", "open_text", "ops", "run_ort", "run_reference"]
+__all__ = [
+    "FinishQdq",
+    "Form",
+    "Hand",
+    "InsertQdq",
+    "QuantizeWeights",
+    "ToOrt",
+    "fixed",
+    "onnx",
+    "open_text",
+    "ops",
+    "run_ort",
+    "run_reference",
+]
