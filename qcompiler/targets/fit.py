@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.targets.cost import Work, per_mac_ns
+from qcompiler.targets.cost import Work, evaluate, per_mac_ns
 from qcompiler.targets.schema import Cost
 
-__all__ = ["fit_cost"]
+__all__ = ["fit_cost", "refit_cost"]
 
 _SWEEPS = 4000  # of coordinate descent; a table has at most ten unknowns, so this is milliseconds
+_ENOUGH = 2  # samples per unknown below which a known cost is scaled instead
 _DIGITS = 4  # significant digits kept: the measurements have fewer
 
 
@@ -50,6 +52,32 @@ def fit_cost(samples: Sequence[tuple[Work, float]], knots: Sequence[float] = ())
         fixed_us=_short(fixed),
         per_mac_ns=tuple((knot, _short(value)) for knot, value in zip(knots, per_mac, strict=True)),
         per_element_ns=_short(per_element),
+    )
+
+
+def refit_cost(
+    known: Cost | None, samples: Sequence[tuple[Work, float]], knots: Sequence[float] = ()
+) -> Cost:
+    """A cost that follows the samples, of which there may be few.
+
+    With two samples per unknown or more the cost is fitted anew. With fewer, the known cost keeps
+    its shape and is multiplied by the median of measured over predicted.
+
+    Raises:
+        ValueError: As :func:`fit_cost`.
+    """
+    rows = [work.rows for work, _ in samples if work.macs]
+    unknowns = 2 + len(_reached(knots, rows))
+    predicted = [evaluate(known, work) if known else 0.0 for work, _ in samples]
+    if known is None or len(samples) >= _ENOUGH * unknowns or not all(predicted):
+        return fit_cost(samples, knots)
+    share = statistics.median(
+        time / before for (_, time), before in zip(samples, predicted, strict=True)
+    )
+    return Cost(
+        fixed_us=_short(known.fixed_us * share),
+        per_mac_ns=tuple((row, _short(ns * share)) for row, ns in known.per_mac_ns),
+        per_element_ns=_short(known.per_element_ns * share),
     )
 
 

@@ -42,6 +42,7 @@ _BUILT_IN: Mapping[str, Target] = {
         QNN_HTP,
     )
 }
+_BUSY = 3.0  # noise of a probe above which its costs would mislead more than the shipped ones
 _PROBED = ("threads", "source", "costs")  # what a probe finds out
 _GROUP = "qcompiler.targets"  # entry points by which other packages bring targets
 
@@ -122,8 +123,17 @@ def save_probe(report: ProbeReport) -> pathlib.Path:
     version the shipped costs are back until the next probe.
 
     Raises:
-        QcError: QC706, the cache folder cannot be written; QC411, the target is not of this CPU.
+        QcError: QC706, the cache folder cannot be written; QC411, the target is not of this CPU,
+            or the machine was too busy to measure.
     """
+    if report.noise > _BUSY:
+        raise QcError(
+            Code.USAGE,
+            report.target.name,
+            f"the machine was busy: runs took {report.noise:.1f} times as long as their shortest",
+            "probe again when nothing else runs; nothing was saved",
+            noise=report.noise,
+        )
     cpu = _host()
     target = report.refitted
     if target.name != target_name(cpu):
