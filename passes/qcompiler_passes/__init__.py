@@ -9,12 +9,19 @@ from qcompiler.pipeline.contract import Pass
 from qcompiler_passes.apply.insert_qdq import InsertQdq
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
 from qcompiler_passes.decide.place_precision import PlacePrecision
+from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
+from qcompiler_passes.float.fold_batch_norm import FoldBatchNorm
+from qcompiler_passes.float.fold_constants import FoldConstants
 from qcompiler_passes.float.fuse_attention import FuseAttention
 from qcompiler_passes.float.fuse_gelu import FuseGelu
 from qcompiler_passes.float.fuse_layer_norm import FuseLayerNorm
 from qcompiler_passes.float.fuse_rms_norm import FuseRmsNorm
 from qcompiler_passes.float.fuse_silu import FuseSilu
 from qcompiler_passes.float.merge_qkv import MergeQkv
+from qcompiler_passes.float.raise_opset import RaiseOpset
+from qcompiler_passes.float.remove_dead import RemoveDead
+from qcompiler_passes.float.remove_no_ops import RemoveNoOps
+from qcompiler_passes.float.share_duplicates import ShareDuplicates
 from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
@@ -25,6 +32,12 @@ __all__ = ["PASSES"]
 
 PASSES: tuple[type[Pass], ...] = (
     # float
+    RaiseOpset,
+    FoldConstants,
+    RemoveNoOps,
+    ShareDuplicates,
+    CanonicalizeLinear,
+    FoldBatchNorm,
     SimplifyMask,
     FuseLayerNorm,
     FuseRmsNorm,
@@ -32,6 +45,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseSilu,
     FuseAttention,
     MergeQkv,
+    RemoveDead,
     # prepare
     # decide
     ObserveShapes,

@@ -105,7 +105,7 @@ def _convert(model: ir.Model, opset: int, wanted: int) -> str | None:
 
 def _refused(model: ir.Model) -> str | None:
     try:
-        open_session(model, settings=_CHECK)
+        open_session(model, settings=_CHECK, threads=1)
     except QcError as error:
         return error.diagnostic.message
     return None
