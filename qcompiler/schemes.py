@@ -87,7 +87,7 @@ class QSpec:
     @property
     def qmin(self) -> int:
         """Smallest integer used. Signed symmetric types leave out the lowest value."""
-        bits = self.bits or self.dtype.bitwidth
+        bits: int = self.bits or self.dtype.bitwidth
         if not self.is_signed:
             return 0
         return -(2 ** (bits - 1)) + int(self.symmetric)
@@ -95,7 +95,7 @@ class QSpec:
     @property
     def qmax(self) -> int:
         """Largest integer used."""
-        bits = self.bits or self.dtype.bitwidth
+        bits: int = self.bits or self.dtype.bitwidth
         return 2 ** (bits - 1) - 1 if self.is_signed else 2**bits - 1
 
     def __str__(self) -> str:

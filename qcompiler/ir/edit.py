@@ -79,7 +79,7 @@ def add_initializer(
     value = ir.Value(
         name=name,
         const_value=tensor,
-        shape=ir.Shape([int(dim) for dim in tensor.shape]),  # type: ignore[call-overload,arg-type]
+        shape=ir.Shape([int(dim) for dim in tensor.shape]),  # type: ignore[arg-type]
         type=ir.TensorType(tensor.dtype),
     )
     graph.register_initializer(value)

@@ -19,8 +19,6 @@ def op_name(node: ir.Node) -> str:
 def body_graphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs that a node holds as attributes (If branches, Loop and Scan bodies)."""
     for attr in node.attributes.values():
-        if not isinstance(attr, ir.Attr):
-            continue
         if attr.type is ir.AttributeType.GRAPH:
             yield attr.as_graph()
         elif attr.type is ir.AttributeType.GRAPHS:

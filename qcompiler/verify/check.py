@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Verdict
@@ -83,6 +84,7 @@ def check_artifact(
         lambda feed: run(float_session, feed, code=Code.FLOAT_MODEL_FAILS),
         lambda feed: run(session, feed, code=Code.DOES_NOT_LOAD),
         samples,
+        Padding.of(reference, state.recipe.calibration.mask),
     )
     diagnostics = judge(fidelity, state.recipe.verify)
     proof = None

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.pipeline.contract import Feed
 from qcompiler.recipe import VerifyOptions
 
 __all__ = ["OutputFidelity", "compare_outputs", "judge"]
+
+_NO_PADDING = Padding("")
 
 Run = Callable[[Feed], Mapping[str, npt.NDArray[np.generic]]]
 
@@ -82,17 +85,19 @@ class _Sums:
 
 
 def compare_outputs(
-    reference: Run, candidate: Run, feeds: Iterable[Feed]
+    reference: Run, candidate: Run, feeds: Iterable[Feed], padding: Padding = _NO_PADDING
 ) -> tuple[OutputFidelity, ...]:
-    """Run both on ``feeds`` and compare every floating-point output that has the same shape.
+    """Run both on ``feeds`` and compare every numeric output that has the same shape.
 
     Integer outputs (argmax, boxes) are compared as numbers too. An output whose shape differs is
-    reported as not finite with cosine 0.
+    reported as not finite with cosine 0. Rows that ``padding`` marks in a feed are left out: what
+    a model gives there is never read.
     """
     sums: dict[str, _Sums] = {}
     broken: set[str] = set()
     for feed in feeds:
         want, got = reference(feed), candidate(feed)
+        keep = padding.keep(feed)
         for name, x in want.items():
             y = got.get(name)
             if x.dtype.kind not in "fiub":
@@ -101,6 +106,8 @@ def compare_outputs(
             if y is None or x.shape != y.shape:
                 broken.add(name)
                 continue
+            if keep is not None:
+                x, y = padding.cut(x, keep), padding.cut(y, keep)
             entry.add(x, y)
     return tuple(
         OutputFidelity(name, 0.0, -float("inf"), float("inf"), False, entry.feeds)

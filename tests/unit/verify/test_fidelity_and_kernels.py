@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import VerifyOptions
@@ -116,3 +117,13 @@ def test_another_shape_is_a_wrong_result() -> None:
         lambda f: {"y": np.ones((2, 2))}, lambda f: {"y": np.ones((2, 3))}, [{}]
     )
     assert [item.code for item in judge(results, VerifyOptions())] == [Code.WRONG_RESULT]
+
+
+def test_padded_rows_do_not_count() -> None:
+    feed = {"attention_mask": np.array([[1, 0]])}
+    x, y = np.ones((1, 2, 3), np.float32), np.ones((1, 2, 3), np.float32)
+    y[0, 1] = 100.0
+    (item,) = compare_outputs(
+        lambda f: {"y": x}, lambda f: {"y": y}, [feed], Padding("attention_mask")
+    )
+    assert item.max_abs == 0.0
