@@ -20,6 +20,7 @@ from qcompiler.frontends.opened import Kind, Opened
 from qcompiler.ir.edit import name_everything
 from qcompiler.ir.legality import violations
 from qcompiler.ir.provenance import mark_origins
+from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import all_graphs, all_nodes
 from qcompiler.pipeline.contract import Feed
 
@@ -69,6 +70,7 @@ def admit(model: ir.Model, kind: Kind, source: str, example: Feed | None = None)
     name_everything(model)
     _check_graph(model, source)
     check_finite(model, source)
+    infer_shapes(model)
     mark_origins(model)
     return Opened(model, example, kind, source, is_quantized(model), tuple(diagnostics))
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import QcError
 from qcompiler.ir.edit import add_initializer, constant, remove_dead, replace
+from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import all_graphs, body_graphs
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.runtime.session import open_session, run
@@ -68,14 +69,12 @@ class FoldConstants(Pass):
 
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Shapes and constants in turn, until nothing changes; bodies are entered."""
+        infer_shapes(model)
         modified = False
         for graph in all_graphs(model):
-            while True:
-                changed = fold_shapes(graph)
-                changed |= self._fold(model, graph)
-                if not changed:
-                    break
+            while fold_shapes(graph) | self._fold(model, graph):
                 modified = True
+                infer_shapes(model)  # a folded shape may tell the rank of what follows
         if modified:
             remove_dead(model)
         return PassResult(modified)

@@ -39,6 +39,7 @@ def fold_shapes(graph: ir.Graph) -> bool:
             if _all_numbers(dims) and not output.is_graph_output():
                 changed |= _become_constant(graph, node, dims, known)
         elif node.op_type == "Reshape":
+            _tell_shape(node, known)
             changed |= _simplify_reshape(graph, node, known)
         elif node.op_type == "Expand":
             changed |= _simplify_expand(graph, node, known)
@@ -168,6 +169,13 @@ def _rank_after(node: ir.Node) -> int | None:
         return 1 if axes is not None and axes.size == 1 and rank == 0 else None
     shape = node.outputs[0].shape
     return None if shape is None or shape.rank() > 1 else shape.rank()
+
+
+def _tell_shape(node: ir.Node, known: Known) -> None:
+    """Let the output of a Reshape have the shape it is given, where that is known."""
+    output, target = node.outputs[0], _dims_held(node.inputs[1], known)
+    if output.shape is None and target is not None and 0 not in target:
+        output.shape = ir.Shape([None if dim == -1 else dim for dim in target])
 
 
 def _simplify_reshape(graph: ir.Graph, node: ir.Node, known: Known) -> bool:
