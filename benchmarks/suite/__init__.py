@@ -1,0 +1,1 @@
+"""The benchmark: contestants, parts to measure, results and their tables."""

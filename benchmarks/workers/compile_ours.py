@@ -1,0 +1,45 @@
+"""Compile a model with qcompiler in a process of its own: ``compile_ours.py SPEC.json``.
+
+Spec: ``model``, ``output`` (folder), ``recipe`` (name or mapping), ``form`` or null,
+``calibration`` (folder of ``.npz`` files) or null, ``result`` (file).
+"""
+
+from __future__ import annotations
+
+import time
+
+from job import STARTED, finish, peak_mb, read_spec
+
+
+def main() -> None:
+    spec = read_spec()
+    # What a compile imports on its way, so that `seconds` is work and `import_seconds` is the rest.
+    import networkx  # noqa: F401
+    import onnx_ir  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    import qcompiler.frontends  # noqa: F401
+    import qcompiler_passes  # noqa: F401
+    from qcompiler import qcompile
+
+    imported, imports_mb = time.perf_counter(), peak_mb()
+    artifact = qcompile(
+        spec["model"],
+        target="cpu",
+        recipe=spec["recipe"],
+        form=spec["form"],
+        calibration=spec["calibration"],
+        output=spec["output"],
+    )
+    finish(
+        spec,
+        seconds=time.perf_counter() - imported,
+        import_seconds=imported - STARTED,
+        imports_mb=imports_mb,
+        phases=artifact.report.timings["phases"],
+        diagnostics=[str(item) for item in artifact.report.diagnostics if item.severity > 0],
+    )
+
+
+if __name__ == "__main__":
+    main()
