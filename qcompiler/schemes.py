@@ -90,13 +90,13 @@ class QSpec:
         bits: int = self.bits or self.dtype.bitwidth
         if not self.is_signed:
             return 0
-        return -(2 ** (bits - 1)) + int(self.symmetric)
+        return -(1 << (bits - 1)) + int(self.symmetric)
 
     @property
     def qmax(self) -> int:
         """Largest integer used."""
         bits: int = self.bits or self.dtype.bitwidth
-        return 2 ** (bits - 1) - 1 if self.is_signed else 2**bits - 1
+        return (1 << (bits - 1)) - 1 if self.is_signed else (1 << bits) - 1
 
     def __str__(self) -> str:
         group = str(self.group_size) if self.group_size is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ class Padding:
         return None if keep.all() else np.asarray(keep)
 
     @staticmethod
-    def cut(x: npt.NDArray[np.float32], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    def cut(x: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
         """The rows with data of ``[batch, sequence, ...]``; other shapes come back as they are."""
         if x.ndim > 2 and x.shape[:2] == keep.shape:
             return x[keep]
