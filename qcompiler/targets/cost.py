@@ -114,7 +114,12 @@ def evaluate(cost: Cost, work: Work) -> float:
 
 
 def per_mac_ns(points: Sequence[tuple[float, float]], rows: float) -> float:
-    """Nanoseconds per multiply-accumulate at ``rows``: linear in log(rows), constant outside."""
+    """Nanoseconds per multiply-accumulate at ``rows``.
+
+    Between two points a straight line of the logarithms, outside constant. So the time of a layer,
+    which is ``rows`` times this, rises with the rows wherever it does from point to point; a line
+    over log(rows) alone would sag.
+    """
     if not points:
         return 0.0
     if rows <= points[0][0]:
@@ -122,7 +127,9 @@ def per_mac_ns(points: Sequence[tuple[float, float]], rows: float) -> float:
     for (left, low), (right, high) in itertools.pairwise(points):
         if rows <= right:
             share = math.log(rows / left) / math.log(right / left)
-            return low + (high - low) * share
+            if low <= 0.0 or high <= 0.0:
+                return low + (high - low) * share
+            return float(low * (high / low) ** share)
     return points[-1][1]
 
 

@@ -22,7 +22,8 @@ def fit_cost(samples: Sequence[tuple[Work, float]], knots: Sequence[float] = ())
     """The nonnegative :class:`Cost` with the least squared relative error on ``samples``.
 
     The model is linear in its unknowns: the fixed cost, the cost per element, and the cost per
-    multiply-accumulate at each knot, whose weight is the hat function of the knot at log(rows).
+    multiply-accumulate at each knot, whose weight is the hat function of the knot at log(rows)
+    (exact at the knots; between them the prediction is a little lower).
     Relative errors count because a wrong microsecond matters more on a small node than on a large
     one. Solved by cyclic coordinate descent with clipping at zero, which converges for nonnegative
     least squares (Franc, Hlavac and Navara 2005, "Sequential coordinate-wise algorithm for the

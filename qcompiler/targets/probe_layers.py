@@ -285,6 +285,7 @@ def _matmul_dynamic(
         q = np.clip(np.rint(x / scale) + 128, 0, 255)
         expected = ((q - 128) @ w.q.astype(np.float64)) * scale * w.scale if numbers else _NOTHING
         builds["ort"] = lambda t, v: _by_row(t, v["x"], w)
+        builds["qdq"] = lambda t, v: _by_row_qdq(t, v["x"], w)
         builds["kernel"] = lambda t, v: _row_product(t, v["q"], v["scale"], w)
         feeds["kernel"] = {"q": q.astype(np.uint8), "scale": scale.astype(np.float32)}
         return Probed(work, feeds, builds, expected.astype(np.float32), _STEP)
@@ -312,6 +313,14 @@ def _matmul_dynamic(
 
 def _by_row(tape: Tape, x: ir.Value, w: _Tensor) -> ir.Value:
     return _row_product(tape, *quantize_by_row(tape, x), w)
+
+
+def _by_row_qdq(tape: Tape, x: ir.Value, w: _Tensor) -> ir.Value:
+    q, scale = quantize_by_row(tape, x)
+    one, middle = np.asarray(1, np.float32), np.asarray(128, np.uint8)
+    real = tape.op("Mul", tape.op("DequantizeLinear", q, one, middle), scale)
+    value: ir.Value = tape.op("MatMul", real, _qdq_weight(tape, w, 1))
+    return value
 
 
 def _row_product(tape: Tape, q: ir.Value, scale: ir.Value, w: _Tensor) -> ir.Value:

@@ -45,6 +45,7 @@ _CONVS = (
 _CONVS_QUICK = (_CONVS[0], _CONVS[2], _CONVS[4], _CONVS[5], _CONVS[7], _CONVS[9], *_CONVS[10:12])
 _FLAT = ((32, 384), (128, 768), (1024, 768))
 _POOLS = ((1, 64, 14, 14), (1, 64, 56, 56), (1, 96, 112, 112))
+_LONG = 4e7  # multiply-accumulates of a layer that alone runs long enough to be timed
 _GATHERS = ((32, 30000, 384), (1024, 30000, 384))
 
 
@@ -167,14 +168,14 @@ def _jobs(target: Target, rows: Sequence[Kernel], quick: bool, threads: int) -> 
         yield f"MatMul {_times(size)}", make
     for shape in (_CONVS_QUICK if quick else _CONVS) if convs else ():
         yield _conv_name(shape), functools.partial(_conv_entries, convs, target, shape, threads)
-    for row in rows:
-        for small in _sizes(row)[1:] if quick else _sizes(row):
-            make = functools.partial(_layer_entries, row, target, small, threads)
-            yield f"{row.op} {_times(small)}", make
     for key in (*CONVERSIONS, *(() if quick else FLOAT_OPERATORS)):
         for flat in _FLAT[1:] if quick else _FLAT:
             make = functools.partial(_conversion_entries, key, flat, threads)
             yield f"{key} {_times(flat)}", make
+    for row in rows:
+        for small in _sizes(row)[1:] if quick else _sizes(row):
+            make = functools.partial(_layer_entries, row, target, small, threads)
+            yield f"{row.op} {_times(small)}", make
 
 
 def _sizes(row: Kernel) -> tuple[tuple[int, ...], ...]:
@@ -186,8 +187,8 @@ def _sizes(row: Kernel) -> tuple[tuple[int, ...], ...]:
 
 
 def _copies(macs: int) -> int:
-    """Layers in one model: many small ones, so that the cost of a run is shared."""
-    return max(2, min(6, round(4e7 / max(macs, 1))))
+    """Layers in one model: many small ones share the cost of a run; a long run gets disturbed."""
+    return max(1, min(6, round(_LONG / max(macs, 1))))
 
 
 def _case(builds: Sequence[Build], layer: Probed, form: str, level: str, threads: int) -> Case:
@@ -227,7 +228,8 @@ def _conv_entries(
     for row in rows:
         stem = shape.stride > 1
         back = dataclasses.replace(shape, channels=shape.filters, filters=shape.channels)
-        shapes = [shape] * 3 if stem else [shape, back, shape, back]
+        there_and_back = [shape, back] * (1 if _macs(shape) > _LONG else 2)
+        shapes = [shape] * 3 if stem else there_and_back
         layers = [
             probed_layer(row, target, one, _SEED + i, numbers=False) for i, one in enumerate(shapes)
         ]
@@ -238,6 +240,10 @@ def _conv_entries(
             case = _case(builds, layers[0], form, "all", threads)
             entries.append(_Entry(work.key(key), work, case, len(layers)))
     return entries
+
+
+def _macs(shape: ConvShape) -> int:
+    return shape.filters * shape.channels // shape.group * (shape.kernel * shape.size) ** 2
 
 
 def _chain(builds: Sequence[Build]) -> Build:

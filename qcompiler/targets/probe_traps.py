@@ -242,10 +242,7 @@ def _x64_quant_precision() -> tuple[bool, str]:
     feed = {"x": x}
     model = model_of([_integer_matmul(x, w)], feed)
     option = SessionSettings("all", {"session.x64quantprecision": "1"})
-    slow, fast = time_cases(
-        [Case(model, feed, option, 1), Case(model, feed, _DEFAULT, 1)], 3, 0.003
-    )
-    return slow > _SLOWER * fast, f"{slow:.0f} us against {fast:.0f} us"
+    return _compare([Case(model, feed, option, 1), Case(model, feed, _DEFAULT, 1)])
 
 
 def _conv_integer() -> tuple[bool, str]:

@@ -39,7 +39,7 @@ class Cost:
 
     ``elements`` counts the larger of the main input and output. ``per_mac`` holds (M, ns) points,
     M being the rows of the activation matrix (batch x sequence) or output pixels; between points
-    it is interpolated in log M, outside held constant.
+    it is a straight line of log(ns) over log(M), outside held constant.
 
     Attributes:
         fixed_us: Overhead of a call, microseconds.
