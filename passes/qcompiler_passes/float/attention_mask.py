@@ -13,6 +13,7 @@ Facts, probed on ONNX Runtime 1.31.1 (CPU):
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,22 +40,20 @@ class Mask:
     """What stands between the scores and the softmax.
 
     Attributes:
-        added: Added to the scores, or None.
+        added: What is added to the scores, in any order.
         condition: Chooses between the scores and ``fill``, or None.
         fill: Put in place of scores.
         fill_where: Which truth value of ``condition`` puts ``fill``.
     """
 
-    added: ir.Value | None = None
+    added: tuple[ir.Value, ...] = ()
     condition: ir.Value | None = None
     fill: float = 0.0
     fill_where: bool = False
 
     def why_not(self, dims: Dims, scores: Sequence[Dim]) -> str | None:
         """Why it cannot become an additive mask for scores ``[batch, heads, queries, ..]``."""
-        for value in (self.added, self.condition):
-            if value is None:
-                continue
+        for value in self.values:
             shape = dims.shape(value)
             if shape is None or len(shape) > 4:
                 return f"the rank of mask %{value.name} is unknown or above 4"
@@ -62,12 +61,18 @@ class Mask:
             for size, wanted in zip(((1,) * 4 + shape)[-4:-1], scores, strict=True):
                 if size not in (1, wanted) and wanted == 1:
                     return f"mask %{value.name} repeats the scores along an axis of size 1"
-        if self.added is not None and self.added.dtype not in (None, ir.DataType.FLOAT):
-            return f"mask %{self.added.name} is not float32"
-        enough = _SURELY_ZERO if self.added is None else _SWAMPS
+        for value in self.added:
+            if value.dtype not in (None, ir.DataType.FLOAT):
+                return f"mask %{value.name} is not float32"
+        enough = _SWAMPS if self.added else _SURELY_ZERO
         if self.condition is not None and self.fill > enough:
             return f"masked scores become {self.fill:g}, wanted {enough:g} or less"
         return None
+
+    @property
+    def values(self) -> tuple[ir.Value, ...]:
+        """All values that it is made of."""
+        return self.added if self.condition is None else (*self.added, self.condition)
 
     @property
     def hidden(self) -> float:
@@ -92,20 +97,18 @@ class MaskWriter:
         """A float mask whose last axes are ``[queries, keys]``; None when sizes have no source."""
         key = (mask, queries, keys)
         if key not in self._written:
-            first = mask.added if mask.added is not None else mask.condition
-            assert first is not None, "an attention without a mask needs none written"
-            tape = Tape(self._graph, f"{first.name}/mask")
+            tape = Tape(self._graph, f"{mask.values[0].name}/mask")
             self._written[key] = self._build(tape, mask, queries, keys)
             self._insert(tape)
         return self._written[key]
 
     def _build(self, tape: Tape, mask: Mask, queries: Dim, keys: Dim) -> ir.Value | None:
-        value = None if mask.added is None else _without_lowest(tape, mask.added)
+        terms = [_without_lowest(tape, value) for value in mask.added]
         if mask.condition is not None:
             choices = [np.array(mask.hidden, np.float32), np.array(0, np.float32)]
-            condition = tape.op("Where", mask.condition, *choices[:: 1 if mask.fill_where else -1])
-            value = condition if value is None else tape.op("Add", value, condition)
-        assert value is not None, "one of the two is there"
+            ordered = choices if mask.fill_where else choices[::-1]
+            terms.append(tape.op("Where", mask.condition, *ordered))
+        value = functools.reduce(lambda a, b: tape.op("Add", a, b), terms)
         shape = self._dims.shape(value)
         if shape is not None and len(shape) >= 2 and shape[-2:] == (queries, keys):
             return value

@@ -77,7 +77,11 @@ def _attended(op: Operators, q: Term, turned_k: Term, v: Term) -> Call:
         op.Where(Var("drop"), Var("fill"), scores),
         scores,
     )
-    masked = one_of(op.Add(filled, Var("mask")), filled)
+    masked = one_of(
+        op.Add(op.Add(filled, Var("mask")), Var("mask.second")),  # position bias and padding
+        op.Add(filled, Var("mask")),
+        filled,
+    )
     weights = op.Softmax(masked, axis=_is_last)
     guarded = op.Where(op.IsNaN(weights), 0.0, weights)
     return op.MatMul(one_of(guarded, weights), v)
@@ -176,7 +180,7 @@ class _Fusing(Rule):
         inputs = [found.q, found.k, found.v]
         if mask is not None:
             written = self.masks.write(mask, found.q_shape[2], found.k_shape[2])
-            assert written is not None, "every size of a graph value has a source"
+            assert written is not None, "q and k themselves have these sizes"
             inputs.append(written)
         result: ir.Value = tape.op(
             "Attention",
@@ -328,9 +332,9 @@ def _scale(m: Match) -> float | None:
 
 
 def _mask(m: Match) -> Mask | str | None:
-    added = m.get("mask")
+    added = tuple(m[name] for name in ("mask", "mask.second") if name in m)
     if "keep" not in m and "drop" not in m:
-        return None if added is None else Mask(added)
+        return Mask(added) if added else None
     fill = m.scalar("fill")
     if fill is None:
         return "what masked scores become is not a constant number"
