@@ -35,7 +35,9 @@ def open_program(program: torch.export.ExportedProgram, source: str) -> Opened:
     model = export_to_ir(program, None, source, outputs=names)
     example = None
     if program.example_inputs is not None:
-        example = example_feed(model, program.example_inputs)
+        leaves = pytree.tree_leaves(program.example_inputs)
+        tensors = [item for item in leaves if isinstance(item, torch.Tensor)]
+        example = example_feed(model, tensors)
     return admit(model, "exported-program", source, example)
 
 

@@ -8,12 +8,14 @@ Opset 23: measured with torch 2.13 on a BERT with sdpa attention, the exporter w
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import inspect
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,16 +24,17 @@ import onnx_ir as ir
 import torch
 from torch.utils import _pytree as pytree
 
-from qcompiler.diagnostics import Code, QcError
+from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.pipeline.contract import Feed
 
 __all__ = [
-    "bound_inputs",
+    "ExampleInputs",
     "evaluation_mode",
     "example_feed",
     "export_to_ir",
     "output_names",
     "run_once",
+    "without_bfloat16",
 ]
 
 OPSET = 23
@@ -40,7 +43,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 def export_to_ir(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    inputs: Mapping[str, Any] | None,
+    inputs: ExampleInputs | None,
     source: str,
     *,
     dynamic: Mapping[str, Any] | None = None,
@@ -50,21 +53,20 @@ def export_to_ir(
 
     Args:
         module: A module in evaluation mode, or a program.
-        inputs: Inputs by name of a parameter of ``forward``; None for a program.
+        inputs: What to call the module with; None for a program.
         source: The user's name for the model.
-        dynamic: Axis names per input, shaped like ``inputs``; None for fixed shapes.
+        dynamic: Axis names per input, shaped like ``inputs.named``; None for fixed shapes.
         outputs: Names of the flattened outputs.
 
     Raises:
         QcError: QC705 with the place and the first lines of the exporter's reason.
     """
-    args, kwargs = ((), None) if inputs is None else _call(module, inputs)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                args,
-                kwargs=kwargs,
+                () if inputs is None else inputs.args,
+                kwargs=None if inputs is None else inputs.kwargs,
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=None if dynamic is None else dict(dynamic),
@@ -92,6 +94,8 @@ def export_error(error: BaseException, source: str) -> QcError:
         reason = f"ONNX has no form of the operator {operator[1]}"
         hint = "replace the operator in the module, or export it with a custom translation table"
     else:
+        if "data-dependent" in reason or "data-dependent" in everything[:2000]:
+            reason = f"its control flow depends on the values of tensors: {reason}"
         hint = (
             "make the control flow independent of tensor values (torch.cond, torch.where), check "
             "example_inputs, or pass a torch.export.ExportedProgram"
@@ -153,16 +157,15 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
             item.training = True
 
 
-def run_once(module: torch.nn.Module, inputs: Mapping[str, Any], source: str) -> Any:
+def run_once(module: torch.nn.Module, inputs: ExampleInputs, source: str) -> Any:
     """The module's own result on the example inputs.
 
     Raises:
         QcError: QC705 when its forward fails, which an export would tell less clearly.
     """
-    args, kwargs = _call(module, inputs)
     try:
         with _quiet(), torch.no_grad():
-            return module(*args, **kwargs)
+            return module(*inputs.args, **inputs.kwargs)
     # the user's own code, which may raise anything
     except Exception as error:
         raise QcError(
@@ -174,68 +177,75 @@ def run_once(module: torch.nn.Module, inputs: Mapping[str, Any], source: str) ->
         ) from error
 
 
-def bound_inputs(module: torch.nn.Module, example: Any, source: str) -> dict[str, Any]:
-    """Example inputs by name of a parameter of ``forward``, in its order.
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExampleInputs:
+    """One call of a module.
 
-    Args:
-        module: The module.
-        example: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
-        source: The user's name for the model.
-
-    Raises:
-        QcError: QC708 when there are none, QC202 when they do not fit ``forward``.
+    Attributes:
+        args: Positional inputs, as the user gave them.
+        kwargs: Keyword inputs.
+        named: The same by name of a parameter of ``forward``, in its order.
     """
-    signature = inspect.signature(module.forward)
-    if example is None:
-        raise QcError(
-            Code.NEEDS_EXAMPLE_INPUTS,
-            source,
-            "a torch module does not say what it is called with",
-            f"pass example_inputs for forward{signature}",
-        )
+
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    if isinstance(example, Mapping):
-        args, kwargs = (), {str(name): _tensor(item) for name, item in example.items()}
-    elif isinstance(example, tuple | list):
-        args, kwargs = tuple(_tensor(item) for item in example), {}
-    else:
-        args, kwargs = (_tensor(example),), {}
-    try:
-        return dict(signature.bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise QcError(
-            Code.FEED_NAME,
-            source,
-            f"example_inputs do not fit forward{signature}: {error}",
-            "pass a tuple of positional inputs or a dict of keyword inputs",
-        ) from error
+    named: dict[str, Any]
+
+    @classmethod
+    def bind(cls, module: torch.nn.Module, example: Any, source: str) -> ExampleInputs:
+        """Fit example inputs to ``forward``.
+
+        Args:
+            module: The module.
+            example: A tensor, a tuple or list of positional inputs, or a dict of keyword inputs;
+                numpy arrays are taken as tensors.
+            source: The user's name for the model.
+
+        Raises:
+            QcError: QC708 when there are none, QC202 when they do not fit ``forward``.
+        """
+        signature = inspect.signature(module.forward)
+        if example is None:
+            raise QcError(
+                Code.NEEDS_EXAMPLE_INPUTS,
+                source,
+                "a torch module does not say what it is called with",
+                f"pass example_inputs for forward{signature}",
+            )
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(example, Mapping):
+            kwargs = {str(name): _tensor(item) for name, item in example.items()}
+        elif isinstance(example, tuple | list):
+            args = tuple(_tensor(item) for item in example)
+        else:
+            args = (_tensor(example),)
+        try:
+            named = dict(signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise QcError(
+                Code.FEED_NAME,
+                source,
+                f"example_inputs do not fit forward{signature}: {error}",
+                "pass a tuple of positional inputs or a dict of keyword inputs",
+            ) from error
+        return cls(args, kwargs, named)
+
+    def map(self, function: Callable[[torch.Tensor], Any]) -> ExampleInputs:
+        """The same call with every tensor mapped."""
+
+        def leaf(item: Any) -> Any:
+            return function(item) if isinstance(item, torch.Tensor) else item
+
+        return ExampleInputs(*pytree.tree_map(leaf, (self.args, self.kwargs, self.named)))
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors, in the order of ``forward``'s parameters."""
+        return [item for item in pytree.tree_leaves(self.named) if isinstance(item, torch.Tensor)]
 
 
 def _tensor(item: Any) -> Any:
     return torch.from_numpy(item.copy()) if isinstance(item, np.ndarray) else item
-
-
-def _call(
-    module: torch.nn.Module | torch.export.ExportedProgram, inputs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword inputs of a call, ``*args`` and ``**kwargs`` spread out."""
-    assert isinstance(module, torch.nn.Module)
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    kinds = {n: p.kind for n, p in inspect.signature(module.forward).parameters.items()}
-    for name, item in inputs.items():
-        if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
-            args.extend(item)
-        elif kinds[name] is inspect.Parameter.VAR_KEYWORD:
-            kwargs.update(item)
-        elif kinds[name] is inspect.Parameter.POSITIONAL_ONLY or (
-            inspect.Parameter.VAR_POSITIONAL in kinds.values() and not kwargs
-        ):
-            args.append(item)
-        else:
-            kwargs[name] = item
-    return tuple(args), kwargs
 
 
 def output_names(result: Any, taken: Sequence[str]) -> list[str]:
@@ -268,12 +278,22 @@ def _key_word(key: Any) -> Any:
     return key
 
 
-def example_feed(model: ir.Model, values: Any) -> Feed | None:
+def without_bfloat16(
+    module: torch.nn.Module, inputs: ExampleInputs, source: str
+) -> tuple[torch.nn.Module, ExampleInputs, list[Diagnostic]]:
+    """A float32 copy of a bfloat16 module and its inputs: the runtime has no bfloat16 kernels."""
+    if not any(item.dtype is torch.bfloat16 for item in module.parameters()):
+        return module, inputs, []
+    wide = inputs.map(lambda x: x.float() if x.dtype is torch.bfloat16 else x)
+    told = Diagnostic(Code.CAST_TO_FLOAT, source, "the bfloat16 weights were converted to float32")
+    return copy.deepcopy(module).float(), wide, [told]
+
+
+def example_feed(model: ir.Model, tensors: Sequence[torch.Tensor]) -> Feed | None:
     """Tensors of the example inputs under the names of the graph inputs, in order.
 
     None when they do not correspond one to one (an input that the graph does not use was dropped).
     """
-    tensors = [item for item in pytree.tree_leaves(values) if isinstance(item, torch.Tensor)]
     feed: dict[str, npt.NDArray[Any]] = {}
     if len(tensors) != len(model.graph.inputs):
         return None
@@ -299,7 +319,11 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -13,15 +12,16 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.opened import Kind, Opened
 from qcompiler.frontends.torch_export import (
-    bound_inputs,
+    ExampleInputs,
     evaluation_mode,
     example_feed,
     export_to_ir,
     output_names,
     run_once,
+    without_bfloat16,
 )
 
-__all__ = ["export_module", "open_module"]
+__all__ = ["open_module"]
 
 
 def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
@@ -36,55 +36,40 @@ def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
     """
     source = type(module).__name__
     kind: Kind = "fx" if isinstance(module, torch.fx.GraphModule) else "torch"
-    inputs = bound_inputs(module, example_inputs, source)
+    inputs = ExampleInputs.bind(module, example_inputs, source)
+    module, inputs, cast = without_bfloat16(module, inputs, source)
     with evaluation_mode(module):
         result = run_once(module, inputs, source)
-        names = output_names(result, tuple(inputs))
+        names = output_names(result, tuple(inputs.named))
         model, notes = _export_with_batch(module, inputs, source, names)
-    opened = admit(model, kind, source, example_feed(model, inputs))
-    return with_diagnostics(opened, *notes)
-
-
-def export_module(
-    module: torch.nn.Module,
-    inputs: Mapping[str, Any],
-    dynamic: Mapping[str, Any] | None,
-    source: str,
-    names: list[str],
-) -> ir.Model:
-    """Export with the given dynamic axes; see :func:`~.torch_export.export_to_ir`."""
-    return export_to_ir(module, inputs, source, dynamic=dynamic, outputs=names)
+    opened = admit(model, kind, source, example_feed(model, inputs.tensors()))
+    return with_diagnostics(opened, *cast, *notes)
 
 
 def _export_with_batch(
-    module: torch.nn.Module, inputs: dict[str, Any], source: str, names: list[str]
+    module: torch.nn.Module, inputs: ExampleInputs, source: str, names: list[str]
 ) -> tuple[ir.Model, list[Diagnostic]]:
     batch = _batch_of(inputs)
     if batch is None:
         reason = "the inputs do not all have the same size along axis 0"
-        return export_module(module, inputs, None, source, names), [_fixed(source, reason)]
-    dynamic = pytree.tree_map(
-        lambda x: {0: "batch"} if isinstance(x, torch.Tensor) else None, inputs
-    )
+        return export_to_ir(module, inputs, source, outputs=names), [_fixed(source, reason)]
     # torch.export takes a size of 1 for a constant, so a batch of one is doubled
-    wide = (
-        pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, torch.Tensor) else x, inputs)
-        if batch == 1
-        else inputs
+    wide = inputs.map(lambda x: torch.cat([x, x])) if batch == 1 else inputs
+    dynamic = pytree.tree_map(
+        lambda x: {0: "batch"} if isinstance(x, torch.Tensor) else None, inputs.named
     )
     try:
-        model = export_module(module, wide, dynamic, source, names)
+        model = export_to_ir(module, wide, source, dynamic=dynamic, outputs=names)
     except QcError as error:
-        fixed = export_module(module, inputs, None, source, names)
+        fixed = export_to_ir(module, inputs, source, outputs=names)
         return fixed, [_fixed(source, error.diagnostic.message)]
     if any(isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape):
         return model, [_fixed(source, "torch found that the batch must be constant")]
     return model, []
 
 
-def _batch_of(inputs: Mapping[str, Any]) -> int | None:
-    tensors = [item for item in pytree.tree_leaves(inputs) if isinstance(item, torch.Tensor)]
-    sizes = {item.shape[0] if item.ndim else None for item in tensors}
+def _batch_of(inputs: ExampleInputs) -> int | None:
+    sizes = {item.shape[0] if item.ndim else None for item in inputs.tensors()}
     return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import pathlib
 from collections.abc import Mapping
@@ -11,16 +10,17 @@ from typing import Any
 import torch
 import transformers
 
-from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.opened import Opened
 from qcompiler.frontends.torch_export import (
-    bound_inputs,
+    ExampleInputs,
     evaluation_mode,
     example_feed,
     export_to_ir,
     output_names,
     run_once,
+    without_bfloat16,
 )
 
 __all__ = ["open_folder", "open_pretrained"]
@@ -78,20 +78,15 @@ def open_pretrained(model: Any, example_inputs: Any, source: str) -> Opened:
         QcError: QC707 for encoder-decoders, QC708 when the inputs cannot be worked out, QC705 when
             it does not export.
     """
-    notes: list[Diagnostic] = []
     if example_inputs is None:
         example_inputs = _example(model, source)
-    if any(item.dtype is torch.bfloat16 for item in model.parameters()):
-        model = copy.deepcopy(model).float()
-        notes.append(
-            Diagnostic(Code.CAST_TO_FLOAT, source, "the bfloat16 weights were converted to float32")
-        )
-    inputs = bound_inputs(model, example_inputs, source)
+    inputs = ExampleInputs.bind(model, example_inputs, source)
+    model, inputs, notes = without_bfloat16(model, inputs, source)
     with evaluation_mode(model), _without_cache(model):
-        names = output_names(run_once(model, inputs, source), tuple(inputs))
-        dynamic = {name: _axes(name, item) for name, item in inputs.items()}
+        names = output_names(run_once(model, inputs, source), tuple(inputs.named))
+        dynamic = {name: _axes(name, item) for name, item in inputs.named.items()}
         exported = export_to_ir(model, inputs, source, dynamic=dynamic, outputs=names)
-    opened = admit(exported, "transformers", source, example_feed(exported, inputs))
+    opened = admit(exported, "transformers", source, example_feed(exported, inputs.tensors()))
     return with_diagnostics(opened, *notes)
 
 
