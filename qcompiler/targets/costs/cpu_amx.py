@@ -97,7 +97,7 @@ COSTS: Mapping[str, Cost] = {
     "carry.Slice": Cost(fixed_us=1.95, per_element_ns=0.048),
     "carry.Gather": Cost(fixed_us=1.95, per_element_ns=0.08),
     "matmul-static": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0229),
             (4, 0.0075),
@@ -110,7 +110,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-static-u8": Cost(
-        fixed_us=4.5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0229),
             (4, 0.0075),
@@ -123,7 +123,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-dynamic": Cost(
-        fixed_us=6.5,
+        fixed_us=3.5,
         per_mac_ns=(
             (1, 0.0238),
             (4, 0.0075),
@@ -137,7 +137,7 @@ COSTS: Mapping[str, Cost] = {
         per_element_ns=0.02,
     ),
     "matmul-token": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0229),
             (4, 0.0075),
@@ -148,10 +148,10 @@ COSTS: Mapping[str, Cost] = {
             (128, 0.00105),
             (1024, 0.00092),
         ),
-        per_element_ns=0.05,
+        per_element_ns=0.1,
     ),
     "matmul-weight": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0208),
             (4, 0.0096),
@@ -164,7 +164,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/8": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0208),
             (4, 0.0096),
@@ -177,7 +177,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/4": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0104),
             (4, 0.0083),
@@ -190,7 +190,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/2": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.009),
             (4, 0.0085),

@@ -97,7 +97,7 @@ COSTS: Mapping[str, Cost] = {
     "carry.Slice": Cost(fixed_us=1.95, per_element_ns=0.0624),
     "carry.Gather": Cost(fixed_us=1.95, per_element_ns=0.104),
     "matmul-static": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0182),
@@ -110,7 +110,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-static-u8": Cost(
-        fixed_us=4.5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0182),
@@ -123,7 +123,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-dynamic": Cost(
-        fixed_us=6.5,
+        fixed_us=3.5,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0182),
@@ -137,7 +137,7 @@ COSTS: Mapping[str, Cost] = {
         per_element_ns=0.026,
     ),
     "matmul-token": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0182),
@@ -148,10 +148,10 @@ COSTS: Mapping[str, Cost] = {
             (128, 0.0055),
             (1024, 0.00575),
         ),
-        per_element_ns=0.065,
+        per_element_ns=0.13,
     ),
     "matmul-weight": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0278),
@@ -164,7 +164,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/8": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0278),
@@ -177,7 +177,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/4": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0445),
             (4, 0.0225),
@@ -190,7 +190,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/2": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0593),
             (4, 0.0302),

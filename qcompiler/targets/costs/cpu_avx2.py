@@ -98,7 +98,7 @@ COSTS: Mapping[str, Cost] = {
     "carry.Slice": Cost(fixed_us=1.95, per_element_ns=0.0576),
     "carry.Gather": Cost(fixed_us=1.95, per_element_ns=0.096),
     "matmul-static": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0584),
             (4, 0.0222),
@@ -111,7 +111,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-static-u8": Cost(
-        fixed_us=4.5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0584),
             (4, 0.0222),
@@ -124,7 +124,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-dynamic": Cost(
-        fixed_us=6.5,
+        fixed_us=3.5,
         per_mac_ns=(
             (1, 0.0584),
             (4, 0.0222),
@@ -138,7 +138,7 @@ COSTS: Mapping[str, Cost] = {
         per_element_ns=0.024,
     ),
     "matmul-token": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0584),
             (4, 0.0222),
@@ -149,10 +149,10 @@ COSTS: Mapping[str, Cost] = {
             (128, 0.009),
             (1024, 0.00936),
         ),
-        per_element_ns=0.06,
+        per_element_ns=0.12,
     ),
     "matmul-weight": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0487),
             (4, 0.0227),
@@ -165,7 +165,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/8": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0487),
             (4, 0.0227),
@@ -178,7 +178,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/4": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0365),
             (4, 0.0184),
@@ -191,7 +191,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/2": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0487),
             (4, 0.0247),

@@ -98,7 +98,7 @@ COSTS: Mapping[str, Cost] = {
     "carry.Slice": Cost(fixed_us=1.95, per_element_ns=0.048),
     "carry.Gather": Cost(fixed_us=1.95, per_element_ns=0.08),
     "matmul-static": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0324),
             (4, 0.0123),
@@ -111,7 +111,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-static-u8": Cost(
-        fixed_us=4.5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0324),
             (4, 0.0123),
@@ -124,7 +124,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-dynamic": Cost(
-        fixed_us=6.5,
+        fixed_us=3.5,
         per_mac_ns=(
             (1, 0.0324),
             (4, 0.0123),
@@ -138,7 +138,7 @@ COSTS: Mapping[str, Cost] = {
         per_element_ns=0.02,
     ),
     "matmul-token": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0324),
             (4, 0.0123),
@@ -149,10 +149,10 @@ COSTS: Mapping[str, Cost] = {
             (128, 0.005),
             (1024, 0.00521),
         ),
-        per_element_ns=0.05,
+        per_element_ns=0.1,
     ),
     "matmul-weight": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.027),
             (4, 0.0126),
@@ -165,7 +165,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/8": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.027),
             (4, 0.0126),
@@ -178,7 +178,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/4": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.0203),
             (4, 0.0102),
@@ -191,7 +191,7 @@ COSTS: Mapping[str, Cost] = {
         ),
     ),
     "matmul-weight/2": Cost(
-        fixed_us=5,
+        fixed_us=3,
         per_mac_ns=(
             (1, 0.027),
             (4, 0.0137),
