@@ -165,7 +165,7 @@ class _Surveyor:
                 absorbing.append(row)
         chains = {row.id: self._chain(node, row) for row in absorbing}
         unit.followers = max(chains.values(), key=len, default=())
-        followers_us = [self.prices.node(item) or 0.0 for item in unit.followers]
+        followers_us = [self._behind_us(node, item) for item in unit.followers]
         alone_us = self.prices.node(node)
         unit.float_us = None if alone_us is None else alone_us + sum(followers_us)
         for row in usable:
@@ -182,6 +182,12 @@ class _Surveyor:
         unit.forced = bool(unit.options) and (wish.force or not self.prices.known or sizes)
         self._add_mover(unit)
         return unit
+
+    def _behind_us(self, head: ir.Node, follower: ir.Node) -> float:
+        """What a follower adds to its head in float."""
+        if head.op_type == "Conv" and follower.op_type in ("Relu", "Clip"):
+            return 0.0  # runtimes fuse it: ORT's ConvActivationFusion and its NCHWc convolutions
+        return self.prices.node(follower) or 0.0
 
     def _kernel(self, unit: Unit, row: Kernel, absorbed: int, left_us: float) -> Option | Refusal:
         node, wish = unit.head, unit.wish
