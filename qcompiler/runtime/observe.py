@@ -1,6 +1,7 @@
-"""The concrete type and shape of every value of the main graph, found by running the model.
+"""The concrete type and shape of every value of the main graph, by the runtime itself.
 
-Symbolic shape inference gives up on some models; the runtime never does.
+With the input shapes of a feed, ONNX Runtime's own shape inference and constant folding answer
+nearly all; the rest is found by running, so that no model defeats it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.ir.edit import fresh_name
+from qcompiler.ir.edit import fresh_name, remove_dead
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
@@ -25,8 +26,9 @@ __all__ = ["observe"]
 
 Observed = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
 
-# Nothing may be fused or folded away, and weights used once are not worth repacking.
-_PLAIN = SessionSettings("disable", {"session.disable_prepacking": "1"})
+# Basic folds shape arithmetic, which makes inference complete, and fuses nothing that has a use;
+# weights used once are not worth repacking.
+_PLAIN = SessionSettings("basic", {"session.disable_prepacking": "1"})
 _TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
 _NAMES = {
     "float": ir.DataType.FLOAT,
@@ -36,10 +38,11 @@ _NAMES = {
 
 
 def observe(model: ir.Model, feed: Feed) -> Observed:
-    """Run the model once on ``feed`` and note what each value is.
+    """Note what each value is when the model is fed ``feed``.
 
-    A ``Shape`` node is put on every value, so that the run gives shapes and no tensor outlives its
-    last reader: memory is that of an ordinary run, however large the model's activations.
+    A session with the feed's input shapes tells the types and most shapes without running. What
+    it leaves open is read by ``Shape`` nodes in one run of the part of the model that they need,
+    so that no tensor outlives its last reader: memory is that of an ordinary run at most.
 
     Args:
         model: Left as it is.
@@ -58,53 +61,63 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
             shape = tuple(int(size) for size in value.const_value.shape.numpy())
             found[name] = (value.const_value.dtype.numpy(), shape)
     found.update((name, (array.dtype, array.shape)) for name, array in feed.items())
-    made = [output for node in model.graph for output in node.outputs if _may_tap(output)]
-    types = _types(model, made)
-    wanted = [value for value in made if value.name in types]
-    if not wanted:
-        return found
-    tapped, taps = _tapped(model, [str(value.name) for value in wanted])
-    shapes = run(_open(tapped), feed, taps)
-    for value, tap in zip(wanted, taps, strict=True):
-        name = str(value.name)
-        found[name] = (types[name].numpy(), tuple(int(size) for size in shapes[tap]))
+    open_: dict[str, np.dtype[np.generic]] = {}
+    for name, dtype, inferred in _infer(model, feed):
+        if inferred is None:
+            open_[name] = dtype
+        else:
+            found[name] = (dtype, inferred)
+    if open_:
+        tapped, taps = _tapped(model, feed, list(open_))
+        shapes = run(_open(tapped), feed, taps)
+        for (name, dtype), tap in zip(open_.items(), taps, strict=True):
+            found[name] = (dtype, tuple(int(size) for size in shapes[tap]))
     return found
+
+
+def _infer(
+    model: ir.Model, feed: Feed
+) -> Iterator[tuple[str, np.dtype[np.generic], tuple[int, ...] | None]]:
+    """Name, type and shape of each tensor; None where inference does not know the shape."""
+    asked = _shaped(model, feed)
+    present = {value.name for value in asked.graph.outputs}
+    asked.graph.outputs.extend(
+        output
+        for node in asked.graph
+        for output in node.outputs
+        if _may_tap(output) and output.name not in present
+    )
+    made = {output.name for node in asked.graph for output in node.outputs}
+    for output in _open(asked).get_outputs():
+        tensor = _TENSOR.fullmatch(output.type)
+        if tensor is None or output.name not in made:
+            continue
+        # the runtime says [] for a scalar and for an unknown rank
+        known = bool(output.shape) and all(isinstance(size, int) for size in output.shape)
+        yield output.name, _NAMES[tensor["element"]].numpy(), tuple(output.shape) if known else None
 
 
 def _may_tap(value: ir.Value) -> bool:
     return bool(value.name) and (value.type is None or isinstance(value.type, ir.TensorType))
 
 
-def _types(model: ir.Model, values: Sequence[ir.Value]) -> dict[str, ir.DataType]:
-    """Element type of each value that is a tensor; those the model does not state are asked."""
-    types = {str(value.name): value.dtype for value in values if value.dtype is not None}
-    unknown = [str(value.name) for value in values if value.name not in types]
-    if unknown:
-        types.update(_ask_types(model, unknown))
-    return types
-
-
-def _ask_types(model: ir.Model, names: Sequence[str]) -> Iterator[tuple[str, ir.DataType]]:
-    """What the runtime infers: values become outputs of a session that never runs."""
-    asked = model.clone()
-    wanted = set(names)
-    present = {value.name for value in asked.graph.outputs}
-    asked.graph.outputs.extend(
-        output
-        for node in asked.graph
-        for output in node.outputs
-        if output.name in wanted and output.name not in present
-    )
-    for output in _open(asked).get_outputs():
-        tensor = _TENSOR.fullmatch(output.type)
-        if output.name in wanted and tensor is not None:
-            yield output.name, _NAMES[tensor["element"]]
-
-
-def _tapped(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, list[str]]:
-    """A copy of the model whose added outputs are the shapes of the named values, in order."""
+def _shaped(model: ir.Model, feed: Feed) -> ir.Model:
+    """A copy of the model with the feed's input shapes, and no other claims about shapes."""
     copy = model.clone()
+    for value in copy.graph.inputs:
+        if value.name is not None and value.name in feed:
+            value.shape = ir.Shape(feed[value.name].shape)
+    for node in copy.graph:
+        for output in node.outputs:
+            output.shape = None
+    return copy
+
+
+def _tapped(model: ir.Model, feed: Feed, names: Sequence[str]) -> tuple[ir.Model, list[str]]:
+    """A copy of the model that gives the shapes of the named values, in order, and nothing else."""
+    copy = _shaped(model, feed)
     values = {output.name: output for node in copy.graph for output in node.outputs}
+    copy.graph.outputs.clear()
     taps = []
     for name in names:
         node = ir.node("Shape", [values[name]], name=fresh_name(copy.graph, f"{name}/shape-tap"))
@@ -114,6 +127,7 @@ def _tapped(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, list[str]]
         copy.graph.append(node)
         copy.graph.outputs.append(tap)
         taps.append(tap.name)
+    remove_dead(copy)
     return copy, taps
 
 

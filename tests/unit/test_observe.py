@@ -8,6 +8,8 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.text import model_text
 from qcompiler.runtime.inputs import generate_feed
 from qcompiler.runtime.observe import observe
+from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.settings import SessionSettings
 from qcompiler_models.tiny import MODELS, build, feeds
 
 
@@ -19,6 +21,26 @@ def test_every_value_of_the_main_graph_is_seen_and_the_model_is_left_alone(name:
     assert model_text(model) == before
     made = {output.name for node in model.graph for output in node.outputs}
     assert made | {value.name for value in model.graph.inputs} <= set(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_inferred_is_what_a_run_gives(name: str) -> None:
+    model, feed = build(name), feeds(name, 2)[1]
+    found = observe(model, feed)
+    tapped = model.clone()
+    tapped.graph.outputs[:] = [output for node in tapped.graph for output in node.outputs]
+    given = run(open_session(tapped, settings=SessionSettings("disable")), feed)
+    for value, array in given.items():
+        assert found[value] == (array.dtype, array.shape)
+
+
+def test_a_shape_that_hangs_on_the_data_is_found_by_running() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 21]>
+        g (float[2,3] x) => (float s) { z = NonZero(x)  f = Cast<to=1>(z)  s = ReduceSum(f) }"""
+    )
+    x = np.array([[1, 0, 2], [0, 3, 0]], np.float32)
+    assert observe(model, {"x": x})["f"] == (np.float32, (2, 3))
 
 
 def test_the_shapes_are_those_of_the_feed() -> None:
