@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import pickle
+import warnings
 import zipfile
 from typing import Any
 
@@ -93,7 +94,9 @@ def _pickled(config: Any) -> bool:
 
 def _loads_safely(data: bytes) -> bool:
     try:
-        torch.load(io.BytesIO(data), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of pickles of other protocols
+            torch.load(io.BytesIO(data), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         return False
     return True

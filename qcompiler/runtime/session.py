@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.ir.walk import all_graphs
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.settings import Level, SessionSettings
 
@@ -178,22 +179,33 @@ def _lendable(model: ir.Model) -> dict[str, tuple[ir.Value, ir.TensorProtocol]]:
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _LENT_DTYPES or tensor.nbytes < _LENT_BYTES:
             continue
-        if not value.is_graph_input():  # a default may be replaced by a feed
+        # a default may be replaced by a feed, and the runtime forgets weights that nobody reads
+        if value.uses() and not value.is_graph_input():
             found[name] = (value, tensor)
     return found
 
 
 def _bytes_without(model: ir.Model, lent: dict[str, tuple[ir.Value, ir.TensorProtocol]]) -> bytes:
     """The protobuf, with the lent initializers as references to a file that is never opened."""
+    stand_ins: list[tuple[ir.Value, ir.TensorProtocol, ir.TensorProtocol]] = []
     for name, (value, tensor) in lent.items():
-        value.const_value = ir.ExternalTensor(
+        nowhere = ir.ExternalTensor(
             "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
+        stand_ins.append((value, tensor, nowhere))
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and value.name not in lent:
+                inside = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+                stand_ins.append((value, tensor, inside))
+    for value, _, stand_in in stand_ins:
+        value.const_value = stand_in
     try:
         data: bytes = ir.to_proto(model).SerializeToString()
         return data
     finally:
-        for value, tensor in lent.values():
+        for value, tensor, _ in stand_ins:
             value.const_value = tensor
 
 

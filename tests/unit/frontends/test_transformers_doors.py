@@ -1,0 +1,101 @@
+"""transformers models and folders: inputs, names and dynamic axes from the configuration."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends import open_model
+from qcompiler.runtime.inputs import generate_feed, input_specs
+from qcompiler.runtime.session import open_session, run
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+CLOSE = 2e-5  # float32 through two layers, kernels of two libraries
+_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def bert(cls: str = "BertModel", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=50, **_SIZES, **changes)
+    return getattr(transformers, cls)(config)
+
+
+def vit() -> Any:
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(image_size=16, patch_size=8, num_channels=1, **_SIZES)
+    return transformers.ViTForImageClassification(config)
+
+
+def agrees(model: Any, opened: Any, **dims: int) -> None:
+    for feed in (opened.example, generate_feed(opened.model, dims=dims)):
+        ours = run(open_session(opened.model), feed)
+        with torch.no_grad():
+            theirs = model.eval()(**{name: torch.from_numpy(x) for name, x in feed.items()})
+        for name, array in ours.items():
+            np.testing.assert_allclose(array, theirs[name].numpy(), rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.slow
+def test_a_bert_gets_the_names_and_axes_onnx_users_expect() -> None:
+    model = bert().train()
+    opened = open_model(model)
+    assert model.training
+    assert [str(spec) for spec in input_specs(opened.model)] == [
+        "input_ids: int64[batch, sequence]",
+        "attention_mask: int64[batch, sequence]",
+        "token_type_ids: int64[batch, sequence]",
+    ]
+    outputs = [value.name for value in opened.model.graph.outputs]
+    assert outputs == ["last_hidden_state", "pooler_output"]
+    assert sum(node.op_type == "Attention" for node in opened.model.graph) == 2
+    agrees(model, opened, batch=3, sequence=7)
+
+
+@pytest.mark.slow
+def test_a_vit_gets_pixel_values_of_its_size() -> None:
+    model = vit()
+    opened = open_model(model)
+    assert [str(spec) for spec in input_specs(opened.model)] == [
+        "pixel_values: float32[batch, 1, 16, 16]"
+    ]
+    assert [value.name for value in opened.model.graph.outputs] == ["logits"]
+    agrees(model, opened, batch=3)
+
+
+@pytest.mark.slow
+def test_a_folder_is_read_with_its_head(tmp_path: pathlib.Path) -> None:
+    model = bert("BertForSequenceClassification", type_vocab_size=1)
+    model.save_pretrained(tmp_path)
+    opened = open_model(tmp_path)
+    assert opened.kind == "transformers"
+    assert [spec.name for spec in input_specs(opened.model)] == ["input_ids", "attention_mask"]
+    assert [value.name for value in opened.model.graph.outputs] == ["logits"]
+    agrees(model, opened, batch=3, sequence=7)
+
+
+def test_a_folder_of_an_unknown_class_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
+    with pytest.raises(QcError) as caught:
+        open_model(tmp_path)
+    assert caught.value.code is Code.UNSUPPORTED_INPUT
+
+
+def test_an_encoder_decoder_is_refused_with_the_way_to_do_it() -> None:
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    with pytest.raises(QcError) as caught:
+        open_model(transformers.T5Model(config))
+    assert "get_encoder" in caught.value.diagnostic.hint
