@@ -195,10 +195,10 @@ def _bytes_without(model: ir.Model, lent: dict[str, tuple[ir.Value, ir.TensorPro
         stand_ins.append((value, tensor, nowhere))
     for graph in all_graphs(model):
         for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and value.name not in lent:
-                inside = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-                stand_ins.append((value, tensor, inside))
+            mapped = value.const_value
+            if isinstance(mapped, ir.ExternalTensor) and value.name not in lent:
+                inside = ir.Tensor(mapped.numpy(), dtype=mapped.dtype, name=mapped.name)
+                stand_ins.append((value, mapped, inside))
     for value, _, stand_in in stand_ins:
         value.const_value = stand_in
     try:

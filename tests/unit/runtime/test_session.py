@@ -22,7 +22,8 @@ def wide(body: str = "y = MatMul(x, w)") -> ir.Model:
     """A model whose weight is large enough to be lent."""
     head = '<ir_version: 10, opset_import: ["" : 21]>'
     model = ir.from_onnx_text(
-        f"{head} g (float[N, 64] x, bool c) => (float[N, 64] y) <float[64, 64] w = {{0}}> {{ {body} }}"
+        f"{head} g (float[N, 64] x, bool c) => (float[N, 64] y) "
+        f"<float[64, 64] w = {{0}}> {{ {body} }}"
     )
     array = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     model.graph.initializers["w"].const_value = ir.tensor(array, name="w")
@@ -104,7 +105,7 @@ def test_mapped_weights_of_types_that_cannot_be_lent_are_read(tmp_path: pathlib.
     array = (np.arange(8192) % 16 - 8).astype(np.int8)
     model = ir.from_onnx_text(
         """<ir_version: 10, opset_import: ["" : 21]>
-        g (float[1] s) => (float[8192] y) <int8[1] w = {0}> { y = DequantizeLinear <axis = 0> (w, s) }"""
+        g (float[1] s) => (float[8192] y) <int8[1] w = {0}> { y = DequantizeLinear (w, s) }"""
     )
     packed = ir.tensor(array.reshape(-1), dtype=ir.DataType.INT4, name="w")
     (tmp_path / "w.bin").write_bytes(packed.tobytes())
@@ -115,5 +116,5 @@ def test_mapped_weights_of_types_that_cannot_be_lent_are_read(tmp_path: pathlib.
     weight.type, weight.shape = ir.TensorType(packed.dtype), ir.Shape([8192])
     name_everything(model)
     model.graph.inputs[0].shape = ir.Shape([])
-    y = run(open_session(model), {"s": np.float32(2.0)})["y"]
+    y = run(open_session(model), {"s": np.array(2.0, np.float32)})["y"]
     np.testing.assert_array_equal(y, array.astype(np.float32) * 2)
