@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qcompiler.targets.cost import Work, evaluate, per_mac_ns
 from qcompiler.targets.schema import Cost
 
-__all__ = ["fit_cost", "refit_cost"]
+__all__ = ["fit_cost", "refit_cost", "scale_cost"]
 
 _SWEEPS = 4000  # of coordinate descent; a table has at most ten unknowns, so this is milliseconds
 _ENOUGH = 2  # samples per unknown below which a known cost is scaled instead
@@ -75,10 +75,15 @@ def refit_cost(
     share = statistics.median(
         time / before for (_, time), before in zip(samples, predicted, strict=True)
     )
+    return scale_cost(known, share)
+
+
+def scale_cost(cost: Cost, share: float) -> Cost:
+    """The cost of a machine that takes ``share`` times as long for everything."""
     return Cost(
-        fixed_us=_short(known.fixed_us * share),
-        per_mac_ns=tuple((row, _short(ns * share)) for row, ns in known.per_mac_ns),
-        per_element_ns=_short(known.per_element_ns * share),
+        fixed_us=_short(cost.fixed_us * share),
+        per_mac_ns=tuple((row, _short(ns * share)) for row, ns in cost.per_mac_ns),
+        per_element_ns=_short(cost.per_element_ns * share),
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.runtime.session import runtime_errors
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.targets.fit import scale_cost
 from qcompiler.targets.host import host
 from qcompiler.targets.probe_layers import ConvShape, Probed, model_of, probed_layer
 from qcompiler.targets.probe_speed import Measured, Timing, measure
@@ -171,7 +172,11 @@ def probe(
         complete = measure(
             target, chosen, measured, quick=quick, end=end, threads=threads, tell=tell
         )
-    costs = {**target.costs, **measured.costs(target.costs)}
+    # What was not timed is as much slower or faster here as float is: else a table would mix two
+    # machines, and conversions would look cheap or dear beside the kernels they serve.
+    share = measured.speed(target.costs) if rows is None else 1.0
+    known = {key: scale_cost(cost, share) for key, cost in target.costs.items()}
+    costs = {**(known if rows is None else target.costs), **measured.costs(target.costs)}
     refitted = dataclasses.replace(target, costs=costs, threads=threads) if measured else target
     return ProbeReport(
         target=target,

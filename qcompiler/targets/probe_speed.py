@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.runtime.settings import SessionSettings
-from qcompiler.targets.cost import Work, lookup
+from qcompiler.targets.cost import Work, evaluate, lookup
 from qcompiler.targets.fit import refit_cost
 from qcompiler.targets.probe_conversions import CONVERSIONS, FLOAT_OPERATORS, pointwise_case
 from qcompiler.targets.probe_layers import Build, ConvShape, Probed, model_of, probed_layer
@@ -93,6 +94,17 @@ class Measured:
             key: refit_cost(lookup(known, key), samples, _knots(key))
             for key, samples in self.samples.items()
         }
+
+    def speed(self, known: Mapping[str, Cost]) -> float:
+        """How much slower float operators are here than known: the median over all samples."""
+        shares = [
+            us / before
+            for key, samples in self.samples.items()
+            if key.startswith("float.") and (cost := lookup(known, key)) is not None
+            for work, us in samples
+            if (before := evaluate(cost, work)) > 0
+        ]
+        return statistics.median(shares) if shares else 1.0
 
 
 def _knots(key: str) -> tuple[float, ...]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompiler.targets.cost import Work, cost_us, evaluate, lookup, per_mac_ns, work_of
-from qcompiler.targets.fit import fit_cost, refit_cost
+from qcompiler.targets.fit import fit_cost, refit_cost, scale_cost
+from qcompiler.targets.probe_speed import Measured
 from qcompiler.targets.registry import load_target, target_names
 from qcompiler.targets.schema import Cost
 
@@ -238,6 +239,16 @@ def test_few_samples_scale_the_known_cost():
     known = Cost(2.0, ((1.0, 0.04), (64.0, 0.01)), 0.1)
     slower = [(work, 3 * time) for work, time in samples(known, (1, 64, 64), (64, 256, 256))]
     assert refit_cost(known, slower, (1.0, 64.0)) == Cost(6.0, ((1.0, 0.12), (64.0, 0.03)), 0.3)
+
+
+def test_what_was_not_measured_follows_the_speed_of_float():
+    known = {"float.MatMul": Cost(1.0, ((1.0, 0.01),)), "quantize": Cost(2.0, (), 0.1)}
+    measured = Measured()
+    assert measured.speed(known) == 1.0
+    for work, time in samples(known["float.MatMul"], (1, 64, 64), (16, 64, 64)):
+        measured.add("float.MatMul", work, 3 * time)
+    assert measured.speed(known) == pytest.approx(3.0)
+    assert scale_cost(known["quantize"], 3.0) == Cost(6.0, (), 0.3)
 
 
 def test_a_fit_refuses_nothing_and_zero():
