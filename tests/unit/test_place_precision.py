@@ -423,6 +423,14 @@ def test_a_rule_the_target_cannot_follow_is_an_error_for_the_node_it_names() -> 
     assert codes(planned(model_of(BLOCK), recipe).plan)["scores"] is Code.NOT_CONSTANT
 
 
+def test_a_demand_on_nodes_in_bodies_alone_is_an_error() -> None:
+    from qcompiler_models.tiny import build
+
+    recipe = {"rules": [{"op": "MatMul", "scheme": "token"}]}
+    error = refused(Code.TARGET_CANNOT, build("control_flow"), recipe)
+    assert error.diagnostic.values["because"] == Code.IN_SUBGRAPH.id
+
+
 def test_a_kernel_the_target_lacks_is_an_error() -> None:
     error = refused(Code.TARGET_CANNOT, linear(), {"rules": [{"kernel": "matmul-statc"}]})
     assert "matmul-static" in error.diagnostic.hint

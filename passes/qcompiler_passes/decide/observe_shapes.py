@@ -1,4 +1,4 @@
-"""Find concrete shapes by running the float model once."""
+"""Find the concrete shape of every value on one feed."""
 
 from __future__ import annotations
 

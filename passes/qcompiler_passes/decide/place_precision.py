@@ -135,7 +135,7 @@ def _check_rules(units: Sequence[Unit], wishes: Mapping[str, Wish], target: Targ
         QcError: QC405 with what stands in the way.
     """
     able: dict[int, bool] = {}
-    failed: dict[int, tuple[Unit, str, Wish]] = {}
+    failed: dict[int, tuple[Unit, Wish]] = {}
     for unit in units:
         for node in (unit.head, *unit.followers):
             wish = wishes[str(node.name)]
@@ -146,10 +146,20 @@ def _check_rules(units: Sequence[Unit], wishes: Mapping[str, Wish], target: Targ
             if not unit.options:
                 if wish.named:
                     raise _cannot(unit, wish, target)
-                failed.setdefault(key, (unit, str(node.name), wish))
-    for key, (unit, _, wish) in failed.items():
+                failed.setdefault(key, (unit, wish))
+    for key, (unit, wish) in failed.items():
         if not able[key]:
             raise _cannot(unit, wish, target)
+    for name, wish in wishes.items():
+        if wish.is_demand and id(wish.rule) not in able:
+            raise QcError(
+                Code.TARGET_CANNOT,
+                name,
+                "the rule asks for low precision, but matches only nodes in bodies of If, Loop or"
+                " Scan, which stay in float",
+                "narrow the rule, or remove it",
+                because=Code.IN_SUBGRAPH.id,
+            )
 
 
 def _cannot(unit: Unit, wish: Wish, target: Target) -> QcError:
