@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import constant, remove_dead
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.schemes import QSpec
 from qcompiler.targets.schema import Form
 from qcompiler_passes.apply.qdq_writer import QdqWriter
 from qcompiler_passes.lower.qdq_sites import Site, operand_of
-from qcompiler_passes.planned import KERNEL, bias_operand
+from qcompiler_passes.planned import KERNEL, SPEC, bias_operand
 
-__all__ = ["QDQ_SETTINGS", "FinishQdq"]
+__all__ = ["FinishQdq"]
 
 # What onnxruntime 1.31.1 would otherwise do to a mixed-precision QDQ graph: round the weights of
 # float nodes between quantized neighbours (WeightBiasQuantization), use slower kernels for float
 # nodes (SkipLayerNormalization, BiasGelu), and give MatMulNBits its slow default arithmetic.
-QDQ_SETTINGS = SessionSettings(
-    level="all",
-    entries={
-        "optimization.disable_specified_optimizers": (
-            "SkipLayerNormFusion;BiasGeluFusion;WeightBiasQuantization"
-        ),
-        "session.qdq_matmulnbits_accuracy_level": "4",
-    },
-)
+_DISABLED = ("SkipLayerNormFusion", "BiasGeluFusion", "WeightBiasQuantization")
+_ENTRIES = {"session.qdq_matmulnbits_accuracy_level": "4"}
 
 # MatMul + Add becomes Gemm, and with three dequantized operands QGemm, for these ranks of x.
 _GEMM_RANKS = (2, 3)
+
+_BLOCKS_SINCE = 21  # opset of DequantizeLinear's block_size and of 4-bit types
+_TWO_BITS_SINCE = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,20 @@ class FinishQdq(Pass):
 
     ONNX Runtime turns MatMul and the Add behind it into one Gemm, which it runs on integers only
     when the bias is dequantized too; with a float bias the node stays float and its weight is
-    dequantized on every run. Other runtimes take the dialect as it is. Works on form ``qdq`` only.
+    dequantized on every run. A node quantized at run time must not become a Gemm at all: where
+    there is one, that fusion is switched off and biases stay float. Other runtimes take the
+    dialect as it is. Works on form ``qdq`` only.
+
+    Given::
+
+        %y = MatMul(%xd, %wd)
+        %z = Add(%y, %b)
+
+    Result::
+
+        %y = MatMul(%xd, %wd)
+        %bd = DequantizeLinear(%b/q, %b/scale) axis=0
+        %z = Add(%y, %bd)
     """
 
     name: ClassVar[str] = "finish-qdq"
@@ -52,17 +64,51 @@ class FinishQdq(Pass):
         """Edit the graph and choose the session options."""
         if state.form is not Form.QDQ:
             return PassResult(modified=False)
+        diagnostics = tuple(_check_opset(model))
         if state.target.runtime != "onnxruntime":
-            return PassResult(modified=False)
+            return PassResult(modified=False, diagnostics=diagnostics)
+        kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
+        dynamic = "matmul-dynamic" in kernels.values()
+        disabled = (*_DISABLED, "MatMulAddFusion") if dynamic else _DISABLED
+        entries = {"optimization.disable_specified_optimizers": ";".join(disabled), **_ENTRIES}
+        state.session = SessionSettings(level="all", entries=entries)
         changed = False
-        writer = QdqWriter(model.graph, state)
-        for node in list(model.graph):
-            if node.metadata_props.get(KERNEL) == "matmul-static":
-                changed |= _round_bias(node, writer)
+        if not dynamic:
+            writer = QdqWriter(model.graph, state)
+            for node in list(model.graph):
+                if kernels.get(node.name) == "matmul-static":
+                    changed |= _round_bias(node, writer)
         if changed:
             remove_dead(model)
-        state.session = QDQ_SETTINGS
-        return PassResult(modified=changed)
+        return PassResult(modified=changed, diagnostics=diagnostics)
+
+
+def _check_opset(model: ir.Model) -> Iterator[Diagnostic]:
+    """Refuse blocks below opset 21; tell of 2-bit weights that take a byte each."""
+    opset = model.graph.opset_imports.get("", 0)
+    wide = []
+    for node in model.graph:
+        spec = node.metadata_props.get(SPEC)
+        if spec is None:
+            continue
+        bits = QSpec.parse(spec).dtype.bitwidth
+        if opset < _BLOCKS_SINCE and (bits < 8 or "block_size" in node.attributes):
+            raise QcError(
+                Code.NO_LOWERING,
+                node.name or "",
+                f"weight {spec} needs opset {_BLOCKS_SINCE}, the model has {opset}",
+                "raise the opset, or use 8-bit weights per channel",
+            )
+        if bits == 2 and opset < _TWO_BITS_SINCE:
+            wide.append(node.name or "")
+    if wide:
+        yield Diagnostic(
+            Code.OPSET_KEPT,
+            wide[0],
+            f"{len(wide)} 2-bit weights take a byte per element: opset {opset} has no 2-bit types",
+            f"opset {_TWO_BITS_SINCE} has, and form 'ort' packs them at any opset",
+            {"count": len(wide), "opset": opset},
+        )
 
 
 def _round_bias(node: ir.Node, writer: QdqWriter) -> bool:

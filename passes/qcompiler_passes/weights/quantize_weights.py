@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -78,13 +80,16 @@ class QuantizeWeights(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Fill ``state.weights``; the model is untouched."""
         assert state.plan is not None
+        uses = list(planned_weights(model.graph, state.plan))
+        distinct = list(dict.fromkeys((use.value, use.spec) for use in uses))
+        first = {(use.value, use.spec): use for use in reversed(uses)}
+        # rounding is numpy work outside the interpreter lock: one thread per processor
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            tensors = pool.map(lambda key: self._round(first[key], None), distinct)
+            shared = dict(zip(distinct, tensors, strict=True))
         rounded: dict[tuple[str, int], QTensor] = {}
-        shared: dict[tuple[ir.Value, QSpec], QTensor] = {}
-        for use in planned_weights(model.graph, state.plan):
-            key = (use.value, use.spec)
-            if key not in shared:
-                shared[key] = self._round(use, None)
-            weight = shared[key]
+        for use in uses:
+            weight = shared[use.value, use.spec]
             floor = smallest_scale(use, state)
             if floor is not None and (weight.scale < floor).any():
                 weight = self._round(use, floor)
@@ -124,8 +129,9 @@ def smallest_scale(use: WeightUse, state: State) -> npt.NDArray[np.float32] | No
     except QcError:
         return None  # no ranges yet: insert-qdq will say so
     floor = np.abs(bias.astype(np.float64)) / (float(x_scale) * _LARGEST_BIAS)
-    rank = len(use.value.shape) if use.value.shape is not None else 0
-    shape = [1] * rank
+    array = constant(use.value)
+    assert array is not None
+    shape = [1] * array.ndim
     shape[use.spec.axis] = -1
     return floor.reshape(shape).astype(np.float32)
 
