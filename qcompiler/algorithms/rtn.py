@@ -64,7 +64,7 @@ def round_to_nearest(
             "repair the checkpoint, or keep the node in float with a rule",
             count=count,
         )
-    best = _scales(lo, hi, spec, 1.0, smallest_scale)
+    best = _scales(lo, hi, spec, clip_ratios[0], smallest_scale)
     if len(clip_ratios) > 1:
         best = _search(weight, lo, hi, spec, clip_ratios, smallest_scale)
     return round_with_scale(weight, *best, spec)

@@ -73,10 +73,10 @@ class QdqWriter:
         """The float32 value behind one Q and DQ of ``value`` with its planned parameters."""
         if value not in self._static:
             name = value.name or ""
-            dtype = value_spec(self.state.plan, name).dtype if self.state.plan else None
             array = constant(value)
             tape = Tape(self.graph, name)
             scale, zero_point = self.parameters(name)
+            dtype = zero_point.dtype
             if array is None:
                 x = self.float32(value)
                 q = tape.op("QuantizeLinear", x, scale, zero_point)
