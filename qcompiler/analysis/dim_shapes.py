@@ -231,6 +231,23 @@ def _indexed(dims: Dims, node: ir.Node) -> Shape | None:
     return _of(dims, node, 1)
 
 
+def _reduced(dims: Dims, node: ir.Node) -> Shape | None:
+    shape, axes = _same(dims, node), dims.numbers(_input(node, 1))
+    if "axes" in node.attributes:
+        axes = tuple(node.attributes.get_ints("axes"))
+    if shape is None or axes is None or not axes:
+        return None
+    gone = {axis % len(shape) for axis in axes if isinstance(axis, int)}
+    if node.attributes.get_int("keepdims", 1):
+        return tuple(1 if axis in gone else size for axis, size in enumerate(shape))
+    return tuple(size for axis, size in enumerate(shape) if axis not in gone)
+
+
+def _vector(dims: Dims, node: ir.Node) -> Shape | None:
+    numbers = dims.numbers(node.outputs[0])
+    return None if numbers is None else (len(numbers),)
+
+
 def _filled(dims: Dims, node: ir.Node) -> Shape | None:
     return dims.numbers(_input(node, 0))
 
@@ -244,9 +261,11 @@ _BINARY = (
     "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min",
     "Mul", "Or", "Pow", "Sub", "Where",
 )  # fmt: skip
+_REDUCING = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
 SHAPES: dict[str, Callable[[Dims, ir.Node], Shape | None]] = {
     **dict.fromkeys(_UNARY, _same),
     **dict.fromkeys(_BINARY, _elementwise),
+    **dict.fromkeys(_REDUCING, _reduced),
     "Attention": _attention,
     "Concat": _concatenated,
     "Constant": _constant,
@@ -259,6 +278,7 @@ SHAPES: dict[str, Callable[[Dims, ir.Node], Shape | None]] = {
     "MatMul": _matmul,
     "Range": _range,
     "Reshape": _reshape,
+    "Shape": _vector,
     "Slice": _sliced,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

@@ -7,6 +7,7 @@ nothing is ever guessed, so a rewrite may rest on it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -75,17 +76,22 @@ class Dims:
     def write(self, tape: Tape, dims: Sequence[Dim]) -> ir.Value | None:
         """Compute a shape at run time, or None when a size has no source."""
         parts: list[ir.Value] = []
-        for dim in dims:
-            if isinstance(dim, int):
-                parts.append(
-                    add_initializer(tape.graph, f"{tape.prefix}/size", np.array([dim], np.int64))
-                )
+        sizes: dict[Dim, ir.Value] = {}
+        for is_fixed, run in itertools.groupby(dims, lambda dim: isinstance(dim, int)):
+            if is_fixed:
+                array = np.array(list(run), np.int64)
+                parts.append(add_initializer(tape.graph, f"{tape.prefix}/size", array))
                 continue
-            source = self.source(dim)
-            if source is None:
-                return None
-            value, axis = source
-            parts.append(tape.op("Shape", value, start=axis, end=axis + 1))
+            for dim in run:
+                source = self.source(dim)
+                if source is None:
+                    return None
+                if dim not in sizes:
+                    value, axis = source
+                    sizes[dim] = tape.op("Shape", value, start=axis, end=axis + 1)
+                parts.append(sizes[dim])
+        if len(parts) == 1:
+            return parts[0]
         result: ir.Value = tape.op("Concat", *parts, axis=0)
         return result
 

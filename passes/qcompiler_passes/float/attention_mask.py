@@ -32,6 +32,10 @@ _ABOVE_LOWEST = float(np.nextafter(np.float32(_LOWEST), np.float32(0)))
 _SWAMPS = -1e12  # score + this == this in float32, for scores below 3e4
 _SURELY_ZERO = -1e4  # exp(-1e4 - max) is 0 in float32 while scores stay above -9,800
 _WALK = 256  # nodes looked at behind a mask
+_PASS_ON = frozenset(
+    {"Add", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"}
+    | {"Unsqueeze", "Where"}
+)
 _BIG = 1 << 20  # elements of a constant that we still look through
 
 
@@ -97,7 +101,7 @@ class MaskWriter:
         """A float mask whose last axes are ``[queries, keys]``; None when sizes have no source."""
         key = (mask, queries, keys)
         if key not in self._written:
-            tape = Tape(self._graph, f"{mask.values[0].name}/mask")
+            tape = Tape(self._graph, f"{mask.values[0].name}/attention")
             self._written[key] = self._build(tape, mask, queries, keys)
             self._insert(tape)
         return self._written[key]
@@ -163,12 +167,15 @@ def _without_lowest(tape: Tape, mask: ir.Value) -> ir.Value:
 
 
 def _may_hold_lowest(mask: ir.Value) -> bool:
-    """Whether the lowest float goes into the mask, or a caller could put it in."""
-    stack, seen = [mask], {mask}
+    """Whether a constant behind the mask is the lowest float, or a caller could pass it in.
+
+    A caller's numbers count where they arrive unchanged, not where they are computed with.
+    """
+    stack, seen = [(mask, True)], {mask}
     while stack and len(seen) < _WALK:
-        value = stack.pop()
+        value, unchanged = stack.pop()
         if value.is_graph_input():
-            if value.dtype is None or value.dtype.is_floating_point():
+            if unchanged and (value.dtype is None or value.dtype.is_floating_point()):
                 return True
             continue
         if value.const_value is not None and value.const_value.size > _BIG:
@@ -179,8 +186,10 @@ def _may_hold_lowest(mask: ir.Value) -> bool:
                 return True
             continue
         producer = value.producer()
-        for item in () if producer is None else producer.inputs:
+        if producer is None:
+            continue
+        for item in producer.inputs:
             if item is not None and item not in seen:
                 seen.add(item)
-                stack.append(item)
+                stack.append((item, unchanged and producer.op_type in _PASS_ON))
     return False

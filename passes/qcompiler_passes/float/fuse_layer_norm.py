@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.analysis.dims import Dims
 from qcompiler.ir.edit import Tape
 from qcompiler.patterns.match import Match, Operators, Term, Var, one_of
 from qcompiler.patterns.rule import Rule, apply_rules
@@ -26,22 +27,26 @@ _SINCE = 17  # opset of LayerNormalization
 
 
 class _LayerNormRule(Rule):
-    """What the three sizes of the pattern share."""
+    """What the sizes of the pattern share."""
+
+    def __init__(self, dims: Dims) -> None:
+        self.dims = dims
 
     def where(self, m: Match) -> str | None:
         """The axes must be the last one; scale and shift must be rows along it."""
         for name in ("mean", "variance", "mean_again"):
             if name in m.captured:
-                reason = why_not_last_axis(m, name)
+                reason = why_not_last_axis(m, name, self.dims)
                 if reason is not None:
                     return reason
         if m.scalar("epsilon") is None:
             return "epsilon is not a constant number"
-        width = width_of(m["x"], m.get("scale"), m.get("shift"))
+        width = width_of(self.dims, m["x"], m.get("scale"), m.get("shift"))
         if width is None:
             return "the size of the last axis is unknown"
+        rank = len(self.dims.shape(m["x"]) or (width,))
         for name in ("scale", "shift"):
-            if row_of(m.get(name), m["x"], width, 0.0, np.float32) is None:
+            if row_of(m.get(name), rank, width, 0.0, np.float32) is None:
                 return f"{name} %{m[name].name} is not a row of {width}"
         return None
 
@@ -49,10 +54,11 @@ class _LayerNormRule(Rule):
         """One node; a missing scale becomes ones, which the operator demands."""
         x = m["x"]
         dtype = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
-        width = width_of(x, m.get("scale"), m.get("shift"))
+        width = width_of(self.dims, x, m.get("scale"), m.get("shift"))
         assert width is not None, "where() has looked"
-        scale = row_of(m.get("scale"), x, width, 1.0, dtype)
-        shift = row_of(m.get("shift"), x, width, 0.0, dtype) if "shift" in m else None
+        rank = len(self.dims.shape(x) or (width,))
+        scale = row_of(m.get("scale"), rank, width, 1.0, dtype)
+        shift = row_of(m.get("shift"), rank, width, 0.0, dtype) if "shift" in m else None
         inputs = [x, scale] + ([] if shift is None else [shift])
         result: ir.Value = tape.op(
             "LayerNormalization", *inputs, axis=-1, epsilon=m.scalar("epsilon")
@@ -135,5 +141,8 @@ class FuseLayerNorm(Pass):
         """Apply the rules, the largest pattern first."""
         if (model.opset_imports.get("") or 0) < _SINCE:
             return PassResult(False)
-        rules = (ScaledShifted(), Regrouped(), Scaled(), Plain())
+        if not any(node.op_type == "ReduceMean" for node in model.graph):
+            return PassResult(False)
+        dims = Dims(model.graph)
+        rules = (ScaledShifted(dims), Regrouped(dims), Scaled(dims), Plain(dims))
         return PassResult(apply_rules(model.graph, rules, self.name).modified)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.analysis.dims import Dims
 from qcompiler.ir.edit import Tape
 from qcompiler.patterns.match import Match, Operators, Term, Var, one_of
 from qcompiler.patterns.rule import Rule, apply_rules
@@ -28,18 +29,22 @@ _SINCE = 23  # opset of RMSNormalization
 class _RmsNormRule(Rule):
     """What the sizes of the pattern share."""
 
+    def __init__(self, dims: Dims) -> None:
+        self.dims = dims
+
     def where(self, m: Match) -> str | None:
         """The axis must be the last one, the scale a row along it, casts there and back."""
-        reason = why_not_last_axis(m, "mean")
+        reason = why_not_last_axis(m, "mean", self.dims)
         if reason is not None:
             return reason
         if m.scalar("epsilon") is None:
             return "epsilon is not a constant number"
         x = _source(m)
-        width = width_of(x, m.get("scale"))
+        width = width_of(self.dims, x, m.get("scale"))
         if width is None:
             return "the size of the last axis is unknown"
-        if row_of(m.get("scale"), x, width, 1.0, np.float32) is None:
+        rank = len(self.dims.shape(x) or (width,))
+        if row_of(m.get("scale"), rank, width, 1.0, np.float32) is None:
             return f"scale %{m['scale'].name} is not a row of {width}"
         if "widened" in m.captured and not _casts_meet(m):
             return "the result is not cast back to the type that the input was cast from"
@@ -49,9 +54,10 @@ class _RmsNormRule(Rule):
         """One node; it computes in float32 (stash_type) whatever the type of its input."""
         x = _source(m)
         dtype = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
-        width = width_of(x, m.get("scale"))
+        width = width_of(self.dims, x, m.get("scale"))
         assert width is not None, "where() has looked"
-        scale = row_of(m.get("scale"), x, width, 1.0, dtype)
+        rank = len(self.dims.shape(x) or (width,))
+        scale = row_of(m.get("scale"), rank, width, 1.0, dtype)
         result: ir.Value = tape.op(
             "RMSNormalization", x, scale, axis=-1, epsilon=m.scalar("epsilon")
         )
@@ -129,5 +135,8 @@ class FuseRmsNorm(Pass):
         """Apply the rules, the largest pattern first."""
         if (model.opset_imports.get("") or 0) < _SINCE:
             return PassResult(False)
-        rules = (CastScaled(), Scaled(), Plain())
+        if not any(node.op_type == "ReduceMean" for node in model.graph):
+            return PassResult(False)
+        dims = Dims(model.graph)
+        rules = (CastScaled(dims), Scaled(dims), Plain(dims))
         return PassResult(apply_rules(model.graph, rules, self.name).modified)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.analysis.dims import Dims
 from qcompiler.ir.edit import constant
 from qcompiler.patterns.match import Match, Operators, Term, Var, maybe, one_of
 
@@ -23,7 +24,7 @@ def inverse_root(op: Operators, x: Term, root: Term) -> Term:
     return one_of(op.Div(x, root), op.Mul(x, reciprocal))
 
 
-def why_not_last_axis(m: Match, name: str) -> str | None:
+def why_not_last_axis(m: Match, name: str, dims: Dims) -> str | None:
     """Why the reduction captured as ``name`` is not over the last axis alone, keeping it."""
     node = m.node(name)
     if f"{name}.axes" in m:
@@ -34,7 +35,8 @@ def why_not_last_axis(m: Match, name: str) -> str | None:
     else:
         axes = list(node.attributes.get_ints("axes", []))
     source = node.inputs[0]
-    rank = None if source is None or source.shape is None else len(source.shape)
+    shape = None if source is None else dims.shape(source)
+    rank = None if shape is None else len(shape)
     if axes != [-1] and (rank is None or axes != [rank - 1]):
         return f"{node.name} reduces axes {axes} of rank {rank}, wanted the last one"
     if node.attributes.get_int("keepdims", 1) != 1:
@@ -42,10 +44,11 @@ def why_not_last_axis(m: Match, name: str) -> str | None:
     return None
 
 
-def width_of(x: ir.Value, *rows: ir.Value | None) -> int | None:
+def width_of(dims: Dims, x: ir.Value, *rows: ir.Value | None) -> int | None:
     """Size of the last axis of ``x``, from its shape or from a constant [N] applied along it."""
-    if x.shape is not None and len(x.shape) and isinstance(x.shape[-1], int):
-        return x.shape[-1]
+    shape = dims.shape(x)
+    if shape and isinstance(shape[-1], int):
+        return shape[-1]
     for row in rows:
         if row is not None and row.shape is not None and len(row.shape):
             size = row.shape[-1]
@@ -55,14 +58,14 @@ def width_of(x: ir.Value, *rows: ir.Value | None) -> int | None:
 
 
 def row_of(
-    value: ir.Value | None, x: ir.Value, width: int, fill: float, dtype: npt.DTypeLike
+    value: ir.Value | None, rank: int, width: int, fill: float, dtype: npt.DTypeLike
 ) -> ir.Value | npt.NDArray[np.generic] | None:
     """``value`` as a row ``[width]`` that scales or shifts the last axis, or None.
 
     Args:
         value: A constant that broadcasts to ``[width]``, a computed value of shape ``[width]``, or
             None for a row full of ``fill``.
-        x: What is normalized; a constant of higher rank would raise the rank of the result.
+        rank: Of what is normalized; a constant of higher rank would raise that of the result.
         width: Size of the last axis.
         fill: What to use when there is no value.
         dtype: Type of the new row.
@@ -75,10 +78,8 @@ def row_of(
     if value.shape is not None and tuple(value.shape) == (width,):
         return value
     array = constant(value)
-    if (
-        array is None
-        or array.size not in (1, width)
-        or array.shape[-1:] not in ((), (1,), (width,))
-    ):
+    if array is None or array.shape[-1:] not in ((), (1,), (width,)):
+        return None
+    if array.ndim > rank or array.size not in (1, width):
         return None
     return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (width,)))
