@@ -44,19 +44,19 @@ class KernelProof:
     Attributes:
         node: Name of the planned node.
         kernel: Id of the target's row.
-        planned: Operator the row promises.
+        planned: Operators of which the row promises one.
         seen: Operator found under the node's name or output, or "" when there is none.
     """
 
     node: str
     kernel: str
-    planned: str
+    planned: tuple[str, ...]
     seen: str
 
     @property
     def ok(self) -> bool:
         """Whether the runtime runs what was planned (its domain may change with the layout)."""
-        return _bare(self.seen) == _bare(self.planned)
+        return _is_one_of(self.seen, self.planned)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Proof:
             Diagnostic(
                 Code.KERNEL_NOT_SEEN,
                 item.node,
-                f"planned {item.planned} ({item.kernel}), the runtime runs "
+                f"planned {' or '.join(item.planned)} ({item.kernel}), the runtime runs "
                 + (item.seen or "something else under another name"),
                 "please report it with the runtime's version",
                 {"kernel": item.kernel, "planned": item.planned, "seen": item.seen},
@@ -123,12 +123,12 @@ def prove(plan: Plan, target: Target, seen: Sequence[SeenNode]) -> Proof:
     for decision in plan:
         if decision.verdict is not Verdict.QUANTIZED or decision.kernel not in rows:
             continue
-        planned = rows[decision.kernel].runtime_op
+        planned = rows[decision.kernel].seen_as(Form(plan.form))
         if not planned:
             continue
         candidates = [by_name.get(decision.node), *_near(decision.node, by_name, by_output)]
         found = [node for node in candidates if node is not None]
-        right = next((node for node in found if _bare(node.op) == _bare(planned)), None)
+        right = next((node for node in found if _is_one_of(node.op, planned)), None)
         chosen = right or (found[0] if found else None)
         proofs.append(
             KernelProof(decision.node, decision.kernel, planned, chosen.op if chosen else "")
@@ -143,6 +143,10 @@ def _near(
     prefixed = [node for other, node in by_name.items() if other.startswith((name + "/", name + "_"))]
     given = [node for value, node in by_output.items() if value.startswith((name + ".", name + "/"))]
     return prefixed + given
+
+
+def _is_one_of(op: str, planned: tuple[str, ...]) -> bool:
+    return _bare(op) in {_bare(name) for name in planned}
 
 
 def _bare(op: str) -> str:
