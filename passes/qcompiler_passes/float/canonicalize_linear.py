@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic
-from qcompiler.ir.edit import Tape, add_initializer, constant, replace
+from qcompiler.ir.edit import Tape, add_initializer, constant, remove_dead, replace
 from qcompiler.ir.provenance import module_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 
@@ -51,7 +51,8 @@ class CanonicalizeLinear(Pass):
         for node in list(model.graph):
             if node.domain == "" and node.op_type in ("Gemm", "MatMul", "Add"):
                 _STEPS[node.op_type](work, node)
-        work.drop_unused()
+        if work.modified:
+            remove_dead(model)  # constants that only the old forms read
         return PassResult(work.modified, tuple(work.diagnostics))
 
 
@@ -64,7 +65,6 @@ class _Work:
         self.modified = False
         self.diagnostics: list[Diagnostic] = []
         self._made: dict[Hashable, ir.Value] = {}
-        self._replaced: set[ir.Value] = set()
 
     def weight(self, value: ir.Value, transposed: bool, alpha: float) -> ir.Value:
         """The weight as ``[in, out]`` times alpha; made once for all users."""
@@ -79,7 +79,6 @@ class _Work:
                 f"{value.name}/transposed" if transposed else f"{value.name}/scaled",
                 _scaled(np.ascontiguousarray(array.T) if transposed else array, alpha),
             )
-            self._replaced.add(value)
         return self._made[key]
 
     def would_copy(self, value: ir.Value) -> bool:
@@ -107,13 +106,6 @@ class _Work:
                 {"weight": weight.name, "bytes": size},
             )
         )
-
-    def drop_unused(self) -> None:
-        """Remove constants that only the old forms read."""
-        for value in self._replaced:
-            if value.is_initializer() and not value.uses() and not value.is_graph_output():
-                assert value.name is not None, "initializers are named"
-                del self.graph.initializers[value.name]
 
 
 def _scaled(array: Array, factor: float) -> Array:
@@ -188,7 +180,6 @@ def _matmul(work: _Work, node: ir.Node) -> None:
         return
     flat = add_initializer(work.graph, f"{weight.name}/flat", array.reshape(array.shape[-2:]))
     node.replace_input_with(1, flat)
-    work._replaced.add(weight)
     work.modified = True
 
 
@@ -226,7 +217,6 @@ def _add(work: _Work, node: ir.Node) -> None:
         return
     flat = add_initializer(work.graph, f"{right.name}/flat", values.reshape(-1))
     node.replace_input_with(1, flat)
-    work._replaced.add(right)
     work.modified = True
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.ir.edit import Tape, constant, has_one_use, replace
+from qcompiler.ir.edit import (
+    Tape,
+    add_initializer,
+    constant,
+    has_one_use,
+    remove_dead,
+    replace,
+)
+from qcompiler.ir.provenance import inherit
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 
 __all__ = ["FoldBatchNorm"]
@@ -45,6 +53,8 @@ class FoldBatchNorm(Pass):
                 continue
             if node.op_type in ("BatchNormalization", "Mul", "Div", "Add", "Sub"):
                 modified |= _fold(model.graph, node)
+        if modified:
+            remove_dead(model)  # the constants that went into the weights
         return PassResult(modified)
 
 
@@ -212,16 +222,28 @@ def _scaled_weight(layer: _Layer, factor: Wide) -> Array:
 
 
 def _write(graph: ir.Graph, layer: _Layer, node: ir.Node, weight: Array, bias: Array) -> None:
-    first = layer.nodes[0]
-    tape = Tape(graph, first.name or first.op_type)
-    x = first.inputs[0]
+    """Rebind the layer's own constants, so that they keep the user's names; drop ``node``."""
+    first, last = layer.nodes[0], layer.nodes[-1]
+    _rebind(graph, first, 1, weight, f"{first.name}/weight")
+    inherit([first], [node])
     if layer.is_conv:
-        attributes = {name: attr.value for name, attr in first.attributes.items()}
-        y = tape.op(first.op_type, x, weight, bias, **attributes)
+        first.resize_inputs(3)
+        _rebind(graph, first, 2, bias, f"{first.name}/bias")
+    elif last is first:
+        tape = Tape(graph, node.name or node.op_type)
+        y = tape.op("Add", first.outputs[0], bias)
+        replace(graph, [node], tape.nodes, {node.outputs[0]: y})
+        return
     else:
-        y = tape.op("Add", tape.op("MatMul", x, weight), bias)
-    replace(graph, [*layer.nodes, node], tape.nodes, {node.outputs[0]: y})
-    for value in (*first.inputs[1:], *layer.nodes[-1].inputs[1:]):
-        name = "" if value is None or value.is_graph_output() else value.name or ""
-        if graph.initializers.get(name) is value and value is not None and not value.uses():
-            del graph.initializers[name]
+        _rebind(graph, last, 1, bias, f"{last.name}/bias")
+        inherit([last], [node])
+    replace(graph, [node], [], {node.outputs[0]: last.outputs[0]})
+
+
+def _rebind(graph: ir.Graph, node: ir.Node, index: int, array: Array, name: str) -> None:
+    value = node.inputs[index]
+    if value is not None and value.is_initializer() and _owned(value):
+        value.const_value = ir.tensor(array, name=value.name)
+        value.shape = ir.Shape(array.shape)
+    else:
+        node.replace_input_with(index, add_initializer(graph, name, array))

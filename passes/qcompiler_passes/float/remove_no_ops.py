@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.ir.edit import Tape, constant, replace
+from qcompiler.ir.edit import Tape, constant, remove_dead, replace
 from qcompiler.ir.walk import all_graphs
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 
@@ -40,6 +40,8 @@ class RemoveNoOps(Pass):
         for graph in all_graphs(model):
             while _walk(graph):
                 modified = True
+        if modified:
+            remove_dead(model)  # what was routed around may have no other reader
         return PassResult(modified)
 
 
