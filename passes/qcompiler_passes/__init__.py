@@ -27,6 +27,7 @@ from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
+from qcompiler_passes.weights.refine_rounding import RefineRounding
 
 __all__ = ["PASSES"]
 
@@ -54,6 +55,7 @@ PASSES: tuple[type[Pass], ...] = (
     Calibrate,
     # weights
     QuantizeWeights,
+    RefineRounding,
     # apply
     InsertQdq,
     # lower

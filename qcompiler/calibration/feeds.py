@@ -206,7 +206,7 @@ def _named(item: Any, specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]
     """One raw item as arrays by input name; names, shapes and types are not checked here."""
     if isinstance(item, Mapping):  # BatchEncoding is a UserDict
         return {str(name): _array(value, str(name)) for name, value in item.items()}
-    if isinstance(item, list | tuple):
+    if _is_positional(item):
         return _by_position(item, specs)
     if len(specs) != 1:
         raise QcError(
@@ -216,6 +216,13 @@ def _named(item: Any, specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]
             "give a dict with the names " + ", ".join(spec.name for spec in specs),
         )
     return {specs[0].name: _array(item, specs[0].name)}
+
+
+def _is_positional(item: Any) -> bool:
+    """A tuple, or the list that a torch loader makes of one; plain nested lists are an array."""
+    if isinstance(item, list):
+        return bool(item) and (isinstance(item[0], Mapping) or hasattr(item[0], "shape"))
+    return isinstance(item, tuple)
 
 
 def _by_position(items: Sequence[Any], specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]:

@@ -57,6 +57,11 @@ class Distribution:
         sums = np.add.reduceat(count, np.flatnonzero(keep))
         return Distribution(left[keep], right[keep], sums)
 
+    def without_zero(self) -> Distribution:
+        """The values that are not zero."""
+        keep = (self.left != 0.0) | (self.right != 0.0)
+        return Distribution(self.left[keep], self.right[keep], self.count[keep])
+
     def coarse(self, finest: float) -> Distribution:
         """Bins nearer to zero than ``finest`` joined into one on either side; zero stays apart."""
         group = np.arange(len(self.left))

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.calibration.moments import LARGEST, PatchMoment
 from qcompiler.ir.edit import constant
 
-__all__ = ["Layer", "channel_axis", "layers_reading"]
+__all__ = ["Layer", "channel_axis", "layers_reading", "patch_moment"]
 
 _SKETCH = 64  # columns of the random projection: the estimate of an energy is within some 10 %
 _LINEAR = ("MatMul", "Gemm")
@@ -36,6 +37,7 @@ class Layer:
     weight: npt.NDArray[np.float32]
     transposed: bool = False
     groups: int = 1
+    dilations: tuple[int, ...] = ()
 
     @property
     def channel_axis(self) -> int:
@@ -82,6 +84,25 @@ class Layer:
         return np.asarray(matrix @ projection, np.float32)
 
 
+def patch_moment(layers: Iterable[Layer], shape: tuple[int, ...], seed: int) -> PatchMoment | None:
+    """An empty sum of patches for the first Conv with a 2-D kernel among ``layers``.
+
+    None where there is none, or where the moment would be larger than :data:`LARGEST`.
+    """
+    for layer in layers:
+        if layer.is_mixing or layer.weight.ndim != 4 or len(shape) != 4:
+            continue
+        _, depth, height, width = layer.weight.shape
+        size = depth * height * width
+        if layer.groups * size * size > LARGEST:
+            return None
+        dilations = (*layer.dilations, 1, 1)
+        return PatchMoment(
+            shape[1], layer.groups, (height, width), (dilations[0], dilations[1]), seed
+        )
+    return None
+
+
 def layers_reading(value: ir.Value) -> tuple[Layer, ...]:
     """The layers with constant float weights that read ``value`` as their data input."""
     found = (_layer(use.node) for use in value.uses() if use.idx == 0)
@@ -94,6 +115,11 @@ def channel_axis(layers: Iterable[Layer], rank: int) -> int | None:
     if not axes or rank < 2:
         return None
     return 1 if axes == {1} else -1
+
+
+def _ints(node: ir.Node, name: str) -> tuple[int, ...]:
+    attribute = node.attributes.get(name)
+    return () if attribute is None else tuple(attribute.as_ints())
 
 
 def _layer(node: ir.Node) -> Layer | None:
@@ -111,4 +137,5 @@ def _layer(node: ir.Node) -> Layer | None:
         np.asarray(weight, np.float32),
         transposed=transposed is not None and bool(transposed.as_int()),
         groups=1 if groups is None else groups.as_int(),
+        dilations=_ints(node, "dilations"),
     )

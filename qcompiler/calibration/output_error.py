@@ -29,6 +29,7 @@ __all__ = ["Candidate", "Judge", "candidates", "search"]
 _PERCENTILES = (99.99, 99.999)
 _SHRINKS = (0.9, 0.8, 0.7, 0.6, 0.5)
 _REFINEMENTS = (0.95, 0.85)  # of each side of the winner, under asymmetric specs
+_HALVINGS = 10
 _SAME = 0.005  # ranges nearer than this share of their width are one candidate
 _JUDGED_ELEMENTS = 1 << 17  # of the sample: 128 rows of 1024 channels
 
@@ -113,10 +114,21 @@ def candidates(
 
 
 def search(found: Sequence[Candidate], judge: Judge, spec: QSpec) -> tuple[Candidate, float]:
-    """The candidate with the least error, refined side by side, and its error."""
+    """The candidate with the least error, refined, and its error.
+
+    The winner is halved while that helps (the outliers may be in a channel nobody reads); then
+    each side is shrunk a little on its own.
+    """
     errors = [judge.error(item.lo, item.hi, spec) for item in found]
     winner = int(np.argmin(errors))
     best, least = found[winner], errors[winner]
+    name = f"{best.method}, refined"
+    for _ in range(_HALVINGS):
+        half = Candidate(best.lo / 2, best.hi / 2, name)
+        error = judge.error(half.lo, half.hi, spec)
+        if error >= least:
+            break
+        best, least = half, error
     for side in (0, 1):
         for factor in _REFINEMENTS:
             lo = best.lo * (factor if side == 0 or spec.symmetric else 1.0)
@@ -125,7 +137,7 @@ def search(found: Sequence[Candidate], judge: Judge, spec: QSpec) -> tuple[Candi
                 continue
             error = judge.error(lo, hi, spec)
             if error < least:
-                best, least = Candidate(lo, hi, f"{found[winner].method}, refined"), error
+                best, least = Candidate(lo, hi, name), error
                 break
     return best, least
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.calibration.layers import Layer, channel_axis, layers_reading
+from qcompiler.calibration.layers import Layer, layers_reading
 from qcompiler.calibration.padding import Padding
 from qcompiler.calibration.summary import TensorSummary
 from qcompiler.diagnostics import Code, Diagnostic, QcError
@@ -94,6 +94,28 @@ class Statistics:
         if summary is None or summary.reservoir is None or not len(summary.reservoir.keys):
             return None
         return summary.reservoir.rows
+
+    def second_moment(self, value: str, node: str) -> npt.NDArray[np.float32] | None:
+        """``E[p p^T]`` of the inputs ``p`` that one output of ``node`` weighs and sums.
+
+        Args:
+            value: The node's data input.
+            node: A MatMul, Gemm or Conv with constant weight.
+
+        Returns:
+            float32 ``[groups, K, K]``; for a Conv ``K`` runs over ``[C / groups, taps...]`` as in
+            its weight, else over the rows of the ``[K, N]`` weight. None when it is not known.
+        """
+        summary = self.summaries.get(value)
+        layer = next((x for x in self.layers.get(value, ()) if x.node == node), None)
+        if summary is None or layer is None:
+            return None
+        if not layer.is_mixing:
+            patches = summary.patches
+            fits = patches is not None and patches.count and patches.fits(layer.weight.shape)
+            return patches.mean if patches is not None and fits else None
+        rows = self.rows(value)
+        return None if rows is None else (rows.T @ rows / np.float32(len(rows)))[None]
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -247,9 +269,7 @@ def _take_in(
         x = Padding.cut(x, keep)
     summary = statistics.summaries.get(name)
     if summary is None:
-        # rows are cut out where there is padding, so the rank may differ from the value's
-        axis = channel_axis(statistics.layers[name], x.ndim)
-        summary = TensorSummary.start(name, x, axis, options.momentum)
+        summary = TensorSummary.start(name, x, statistics.layers[name], options.momentum)
         statistics.summaries[name] = summary
     summary.update(x)
     if summary.histogram.nans:

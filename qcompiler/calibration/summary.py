@@ -12,7 +12,8 @@ import numpy.typing as npt
 from qcompiler.calibration.calibrators import MinMax, MovingAverage
 from qcompiler.calibration.clipping import entropy_range, mse_range, percentile_range
 from qcompiler.calibration.histogram import Histogram
-from qcompiler.calibration.layers import Layer
+from qcompiler.calibration.layers import Layer, channel_axis, patch_moment
+from qcompiler.calibration.moments import PatchMoment
 from qcompiler.calibration.output_error import Candidate, Judge, candidates, search
 from qcompiler.calibration.rows import Channels, Reservoir
 from qcompiler.recipe import CalibrationOptions
@@ -37,6 +38,7 @@ class TensorSummary:
         channel_axis: Axis that the tensor's readers mix: -1, 1, or None when no layer reads it.
         channels: Statistics by channel, when there is a ``channel_axis``.
         reservoir: Sample of rows of all channels, when there is a ``channel_axis``.
+        patches: Second moment of the patches of a Conv with a kernel, when one reads the tensor.
     """
 
     extremes: MinMax
@@ -45,12 +47,14 @@ class TensorSummary:
     channel_axis: int | None = None
     channels: Channels | None = None
     reservoir: Reservoir | None = None
+    patches: PatchMoment | None = None
 
     @classmethod
-    def start(cls, name: str, first: Floats, axis: int | None, momentum: float) -> TensorSummary:
-        """An empty summary for tensors like ``first``."""
-        if axis is not None and (first.ndim < 2 or not first.size):
-            axis = None
+    def start(
+        cls, name: str, first: Floats, layers: Sequence[Layer], momentum: float
+    ) -> TensorSummary:
+        """An empty summary for tensors like ``first`` that ``layers`` read."""
+        axis = channel_axis(layers, first.ndim)
         summary = cls(MinMax(), MovingAverage(momentum), Histogram(), axis)
         if axis is not None:
             width = first.shape[axis]
@@ -58,6 +62,7 @@ class TensorSummary:
             seed = zlib.crc32(first.tobytes()[:4096], zlib.crc32(name.encode()))
             summary.channels = Channels(width)
             summary.reservoir = Reservoir(max(1, min(_ROWS, _ROW_ELEMENTS // width)), seed)
+            summary.patches = patch_moment(layers, first.shape, seed)
         return summary
 
     def update(self, x: Floats) -> None:
@@ -76,6 +81,8 @@ class TensorSummary:
             return
         self.extend(*self.channels.update(x, self.channel_axis))
         self.reservoir.update(x, self.channel_axis)
+        if self.patches is not None:
+            self.patches.update(x)
 
     def extend(self, lo: float, hi: float) -> None:
         """Take in the extremes of a batch."""
@@ -91,6 +98,8 @@ class TensorSummary:
             self.channels.merge(other.channels)
         if self.reservoir is not None and other.reservoir is not None:
             self.reservoir.merge(other.reservoir)
+        if self.patches is not None and other.patches is not None:
+            self.patches.merge(other.patches)
 
     @property
     def is_empty(self) -> bool:
@@ -110,6 +119,8 @@ class TensorSummary:
             total += self.channels.total.nbytes + 2 * self.channels.lo.nbytes
         if self.reservoir is not None:
             total += self.reservoir.rows.nbytes + self.reservoir.keys.nbytes
+        if self.patches is not None:
+            total += self.patches.total.nbytes
         return total
 
     def range(self, spec: QSpec, options: CalibrationOptions, layers: Sequence[Layer]) -> Candidate:

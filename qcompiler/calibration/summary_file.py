@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompiler.calibration.calibrators import MinMax, MovingAverage
 from qcompiler.calibration.histogram import Histogram
+from qcompiler.calibration.moments import PatchMoment
 from qcompiler.calibration.rows import Channels, Reservoir
 from qcompiler.calibration.runner import Statistics
 from qcompiler.calibration.summary import TensorSummary
@@ -117,21 +118,35 @@ def _scalars(summary: TensorSummary) -> dict[str, Any]:
         "infinite": summary.histogram.infinite,
         "axis": summary.channel_axis,
         "rows": 0 if summary.channels is None else summary.channels.rows,
+        "patches": _patch_scalars(summary.patches),
         "capacity": 0 if summary.reservoir is None else summary.reservoir.capacity,
     }
 
 
+def _patch_scalars(patches: PatchMoment | None) -> dict[str, Any] | None:
+    if patches is None:
+        return None
+    return {
+        "count": patches.count,
+        "groups": patches.groups,
+        "kernel": patches.kernel,
+        "dilation": patches.dilation,
+    }
+
+
 def _arrays(summary: TensorSummary) -> dict[str, npt.NDArray[Any]]:
-    found = {
+    found: dict[str, npt.NDArray[Any]] = {
         "average": np.stack((summary.average.first, summary.average.mean)),
         "counts": summary.histogram.counts,
     }
     if summary.channels is not None:
         found["total"] = summary.channels.total
-        found["extremes"] = np.stack((summary.channels.lo, summary.channels.hi))
+        found["extremes"] = np.array((summary.channels.lo, summary.channels.hi))
     if summary.reservoir is not None:
         found["keys"] = summary.reservoir.keys
         found["sample"] = summary.reservoir.rows
+    if summary.patches is not None:
+        found["patches"] = summary.patches.total
     return found
 
 
@@ -159,4 +174,10 @@ def _summary(item: Mapping[str, Any], arrays: Arrays) -> TensorSummary:
         # a later part of the stream must not draw the keys of the first part again
         summary.reservoir = Reservoir(int(item["capacity"]), seed=summary.histogram.total)
         summary.reservoir.keys, summary.reservoir.rows = arrays["keys"], arrays["sample"]
+    if "patches" in arrays and item["patches"] is not None:
+        kept, total = item["patches"], arrays["patches"]
+        kernel, dilation = tuple(kept["kernel"]), tuple(kept["dilation"])
+        summary.patches = PatchMoment(1, 1, kernel, dilation, seed=summary.histogram.total)
+        summary.patches.groups, summary.patches.total = kept["groups"], total
+        summary.patches.count = int(kept["count"])
     return summary
