@@ -65,7 +65,8 @@ NO_OPS = {
         { a = Mul(one, x) b = Add(a, zero) c = Div(b, one) d = Add(c, zeros) y = Relu(d) }""",
     "slices_and_squeezes": """g (float[A,4] x) => (float[A,4] y)
         <int64[1] zero = {0}, int64[1] four = {4}, int64[1] one = {1}>
-        { a = Slice(x, zero, four, one) b = Unsqueeze(a, zero) c = Squeeze(b, zero) y = Relu(c) }""",
+        { a = Slice(x, zero, four, one) b = Unsqueeze(a, zero) c = Squeeze(b, zero)
+          y = Relu(c) }""",
     "output_names_stay": """g (float[A] x) => (float[A] y, float[A] z)
         { a = Relu(x) y = Identity(a) z = Identity(x) }""",
 }

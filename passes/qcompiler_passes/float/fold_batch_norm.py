@@ -92,8 +92,9 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     if found is None:
         return False
     factor, shift = found
-    weight = _scaled_weight(layer, factor)
-    bias = (layer.bias * factor + shift).astype(layer.weight.dtype)
+    with np.errstate(over="ignore"):
+        weight = _scaled_weight(layer, factor)
+        bias = (layer.bias * factor + shift).astype(layer.weight.dtype)
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         return False
     _write(graph, layer, node, weight, bias)
