@@ -153,7 +153,7 @@ class _Fusing(Rule):
         four = self.dims.shape(m["k.four"])
         if k is None or three is None or four is None or len(k) != 4 or len(three) != 3:
             return False
-        return three[1:] == k[2:] and four == (k[0], k[1], k[3], k[2])
+        return three[1:] == k[2:] and _reshaped_to(four, (k[0], k[1], k[3], k[2]))
 
     def _repeats(self, m: Match, name: str, shape: tuple[Dim, ...]) -> bool:
         """Whether the captured nodes repeat the heads of ``shape``, each in a row."""
@@ -170,7 +170,7 @@ class _Fusing(Rule):
         return (
             one == (batch, heads, 1, length, size)
             and many == (batch, heads, times, length, size)
-            and flat == (batch, heads * times, length, size)
+            and _reshaped_to(flat, (batch, heads * times, length, size))
         )
 
     def attend(self, m: Match, tape: Tape, found: _Operands, heads: bool) -> ir.Value:
@@ -222,7 +222,7 @@ class FlatAttention(_Fusing):
         out = self.dims.shape(m.root.outputs[0])
         if not (isinstance(q[1], int) and isinstance(v[3], int)):
             return "the number of heads is unknown"
-        if out != (q[0], q[2], q[1] * v[3]):
+        if out is None or not _reshaped_to(out, (q[0], q[2], q[1] * v[3])):
             return f"%{m.root.outputs[0].name} does not provably merge the heads"
         return _Operands(m["q"], m["k"], m["v"], *shapes)
 
@@ -292,7 +292,8 @@ class FlattenHeads(Rule):
         assert isinstance(q[1], int), "tested above"
         if not isinstance(v[3], int):
             return "the size of a head is unknown"
-        if self.dims.shape(m.root.outputs[0]) != (q[0], q[2], q[1] * v[3]):
+        out = self.dims.shape(m.root.outputs[0])
+        if out is None or not _reshaped_to(out, (q[0], q[2], q[1] * v[3])):
             return f"%{m.root.outputs[0].name} does not provably merge the heads"
         return None
 
@@ -308,14 +309,26 @@ class FlattenHeads(Rule):
         return result
 
 
+def _reshaped_to(found: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> bool:
+    """Whether a Reshape gave ``wanted``, which has as many elements as what went in.
+
+    One size may be unknown: the number of elements decides it.
+    """
+    pairs = zip(found, wanted, strict=False)
+    return len(found) == len(wanted) and sum(a != b for a, b in pairs) <= 1
+
+
 def _split_shape(dims: Dims, m: Match, name: str) -> tuple[Dim, ...] | None:
     """``(batch, heads, length, size)`` of a split that keeps batch and length, else None."""
     flat, split = dims.shape(m[name]), dims.shape(m[f"{name}.split"])
     if flat is None or split is None or len(flat) != 3 or len(split) != 4:
         return None
-    if flat[:2] != split[:2] or not isinstance(split[2], int) or not isinstance(split[3], int):
+    batch, length, width = flat
+    heads, size = split[2:]
+    if not isinstance(heads, int) or not isinstance(size, int) or heads * size != width:
         return None
-    return split[0], split[2], split[1], split[3]
+    kept = _reshaped_to(split, (batch, length, heads, size))
+    return (batch, heads, length, size) if kept else None
 
 
 def _scale(m: Match) -> float | None:
