@@ -83,7 +83,7 @@ def squared_error(values: Distribution, lo: Floats, hi: Floats, spec: QSpec) -> 
     point = (middle - np.clip(np.rint(middle), least, most)) ** 2
     narrow = (right - left) < 1e-4
     mean_square = np.where(narrow | (width == 0), point, mean_square)
-    return np.asarray((mean_square * scale**2) @ values.count)
+    return np.asarray(np.einsum("rb,b->r", mean_square * scale**2, values.count))
 
 
 def entropy_range(values: Distribution, spec: QSpec, bins: int = 2048) -> Range:

@@ -12,10 +12,11 @@ import onnx_ir as ir
 
 from qcompiler.calibration.moments import LARGEST, PatchMoment
 from qcompiler.ir.edit import constant
+from qcompiler.numerics.products import small_product
 
-__all__ = ["Layer", "channel_axis", "layers_reading", "patch_moment"]
+__all__ = ["Layer", "channel_axis", "layers_reading", "patch_moment", "sketch"]
 
-_SKETCH = 64  # columns of the random projection: the estimate of an energy is within some 10 %
+_SKETCH = 32  # columns of the random projection
 _LINEAR = ("MatMul", "Gemm")
 
 
@@ -69,19 +70,20 @@ class Layer:
             return np.asarray(self.weight.reshape(len(self.weight), -1).T)
         return np.asarray(self.weight.T if self.transposed else self.weight)
 
-    def sketch(self) -> npt.NDArray[np.float32]:
-        """A matrix ``S`` ``[channels, <= 64]`` with ``|d S|^2`` close to ``|d W|^2`` for any row d.
 
-        The weight times a random sign matrix over 8 = sqrt(64) (Johnson and Lindenstrauss): an
-        output error is judged at a fraction of the cost of computing the outputs.
-        """
-        matrix = self.matrix()
-        outputs = matrix.shape[1]
-        if outputs <= _SKETCH:
-            return matrix
-        signs = np.random.default_rng(outputs).integers(0, 2, (outputs, _SKETCH))
-        projection = ((2 * signs - 1) / np.sqrt(_SKETCH)).astype(np.float32)
-        return np.asarray(matrix @ projection, np.float32)
+def sketch(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A matrix ``S`` ``[channels, <= 32]`` with ``|d S|^2`` close to ``|d matrix|^2`` for rows d.
+
+    The matrix times random signs over sqrt(32) (Johnson and Lindenstrauss): an output error is
+    judged at a fraction of the cost of computing the outputs. Over a hundred rows the estimate of
+    the summed energy is within some 3 %, and its error is the same for all candidates.
+    """
+    outputs = matrix.shape[1]
+    if outputs <= _SKETCH:
+        return matrix
+    signs = np.random.default_rng(outputs).integers(0, 2, (outputs, _SKETCH), np.int8)
+    projection = (2 * signs - 1).astype(np.float32) / np.float32(np.sqrt(_SKETCH))
+    return small_product(np.ascontiguousarray(matrix), projection)
 
 
 def patch_moment(layers: Iterable[Layer], shape: tuple[int, ...], seed: int) -> PatchMoment | None:

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from qcompiler.calibration.clipping import entropy_range, mse_range, percentile_range
 from qcompiler.calibration.histogram import Distribution
-from qcompiler.calibration.layers import Layer
+from qcompiler.calibration.layers import Layer, sketch
 from qcompiler.calibration.rows import Channels
 from qcompiler.numerics.affine import range_to_params
+from qcompiler.numerics.products import small_product
 from qcompiler.schemes import QSpec
 
 __all__ = ["Candidate", "Judge", "candidates", "search"]
@@ -58,8 +59,8 @@ class Judge:
     ) -> None:
         """Prepare the sample; the layers' weights are read here and not kept."""
         self._rows = rows[: max(32, _JUDGED_ELEMENTS // rows.shape[1])]
-        mixing = [layer.sketch() for layer in layers if layer.is_mixing]
-        self._sketch = np.concatenate(mixing, axis=1) if mixing else None
+        mixing = [layer.matrix() for layer in layers if layer.is_mixing]
+        self._sketch = sketch(np.concatenate(mixing, axis=1)) if mixing else None
         spread = [layer.energy for layer in layers if not layer.is_mixing]
         self._energy = np.sum(spread, axis=0) if spread else None
         self._all_energy = np.sum([layer.energy for layer in layers], axis=0)
@@ -75,7 +76,7 @@ class Judge:
         np.subtract(self._rows, steps, out=steps)
         error = 0.0
         if self._sketch is not None:
-            error += float(np.square(steps @ self._sketch).sum())
+            error += float(np.square(small_product(steps, self._sketch)).sum())
         if self._energy is not None:
             error += float(np.einsum("rc,rc->c", steps, steps) @ self._energy)
         return error / len(self._rows) + self._unseen_clipping(lo, hi)

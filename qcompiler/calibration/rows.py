@@ -9,6 +9,8 @@ __all__ = ["Channels", "Reservoir", "as_rows"]
 
 Floats = npt.NDArray[np.float32]
 
+_SUMMED = 4096  # rows summed in float32 before float64 takes over
+
 
 def as_rows(x: Floats, channel_axis: int) -> Floats:
     """``x`` as ``[rows, channels]``: a view when the channels are last."""
@@ -47,10 +49,11 @@ class Channels:
             self._add(total, lo, hi, flat.shape[0] * flat.shape[2])
             return float(lo.min()), float(hi.max())
         rows = as_rows(x, channel_axis)
-        # a product with ones is a sum that a BLAS does in blocks; a batch is short enough for it
-        total = np.ones(len(rows), np.float32) @ rows
+        total = np.zeros(rows.shape[1])
+        for start in range(0, len(rows), _SUMMED):
+            total += rows[start : start + _SUMMED].sum(axis=0)
         lo, hi = rows.min(axis=0), rows.max(axis=0)
-        self._add(total.astype(np.float64), lo, hi, len(rows))
+        self._add(total, lo, hi, len(rows))
         return float(lo.min()), float(hi.max())
 
     def merge(self, other: Channels) -> None:

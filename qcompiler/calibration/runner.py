@@ -41,7 +41,12 @@ Progress = Callable[[int, "int | None"], None]
 # In 1.31.1 these two make slower kernels than what they fuse (measured: 6.8 and 1.2 times), with
 # the same results.
 _SETTINGS = SessionSettings(
-    "all", {"optimization.disable_specified_optimizers": "SkipLayerNormFusion;BiasGeluFusion"}
+    "all",
+    {
+        "optimization.disable_specified_optimizers": "SkipLayerNormFusion;BiasGeluFusion",
+        # between runs the summaries want the cores that waiting threads would spin on
+        "session.intra_op.allow_spinning": "0",
+    },
 )
 _FEW = 8  # samples; below this the extremes of any method are chance
 

@@ -59,7 +59,7 @@ class TensorSummary:
         if axis is not None:
             width = first.shape[axis]
             # different data draws different rows, so that parts of a stream merge well
-            seed = zlib.crc32(first.tobytes()[:4096], zlib.crc32(name.encode()))
+            seed = zlib.crc32(first.reshape(-1)[:1024].tobytes(), zlib.crc32(name.encode()))
             summary.channels = Channels(width)
             summary.reservoir = Reservoir(max(1, min(_ROWS, _ROW_ELEMENTS // width)), seed)
             summary.patches = patch_moment(layers, first.shape, seed)

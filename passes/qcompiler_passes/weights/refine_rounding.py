@@ -70,8 +70,8 @@ class RefineRounding(Pass):
             return None
         floats = np.asarray(array, np.float32)
         if not is_matmul:
-            return round_by_moment(floats, start, moment).weight
+            return round_by_moment(floats, start, moment)
         turned = dataclasses.replace(start.spec, axis=None if start.spec.axis is None else 0)
         across = QTensor(start.q.T, start.scale.T, None, turned)
-        found = round_by_moment(floats.T, across, moment).weight
+        found = round_by_moment(floats.T, across, moment)
         return QTensor(np.ascontiguousarray(found.q.T), start.scale, None, start.spec)
