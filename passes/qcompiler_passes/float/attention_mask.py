@@ -107,11 +107,11 @@ class MaskWriter:
         return self._written[key]
 
     def _build(self, tape: Tape, mask: Mask, queries: Dim, keys: Dim) -> ir.Value | None:
-        terms = [_without_lowest(tape, value) for value in mask.added]
+        terms = [_without_lowest(tape, _unexpanded(value)) for value in mask.added]
         if mask.condition is not None:
             choices = [np.array(mask.hidden, np.float32), np.array(0, np.float32)]
             ordered = choices if mask.fill_where else choices[::-1]
-            terms.append(tape.op("Where", mask.condition, *ordered))
+            terms.append(tape.op("Where", _unexpanded(mask.condition), *ordered))
         value = functools.reduce(lambda a, b: tape.op("Add", a, b), terms)
         shape = self._dims.shape(value)
         if shape is not None and len(shape) >= 2 and shape[-2:] == (queries, keys):
@@ -143,16 +143,20 @@ class MaskWriter:
         stamp(tape.nodes, self._pass_name)
 
 
+def _unexpanded(mask: ir.Value) -> ir.Value:
+    """The mask before it was repeated: to the scores that is the same."""
+    producer = mask.producer()
+    while producer is not None and producer.op_type == "Expand" and producer.inputs[0] is not None:
+        mask = producer.inputs[0]
+        producer = mask.producer()
+    return mask
+
+
 def _without_lowest(tape: Tape, mask: ir.Value) -> ir.Value:
     if not _may_hold_lowest(mask):
         return mask
     producer = mask.producer()
-    kind = "" if producer is None or producer.domain != "" else producer.op_type
-    if producer is not None and kind == "Expand" and producer.inputs[0] is not None:
-        inner = _without_lowest(tape, producer.inputs[0])
-        expanded: ir.Value = tape.op("Expand", inner, producer.inputs[1])
-        return expanded
-    if producer is not None and kind == "Where":
+    if producer is not None and producer.op_type == "Where" and producer.domain == "":
         choices = [scalar_of(value) for value in producer.inputs[1:]]
         numbers = [number for number in choices if number is not None]
         if len(numbers) == 2:

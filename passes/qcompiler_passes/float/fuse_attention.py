@@ -268,6 +268,36 @@ class HeadedAttention(_Fusing):
         return self.attend(m, tape, found, heads=False)
 
 
+class IdleReshape(Rule):
+    """A Reshape of rank 4 that changes nothing, as torch's older exporter puts behind the product.
+
+    It hides the product from the merge of the heads.
+    """
+
+    name = "idle-reshape"
+
+    def __init__(self, dims: Dims) -> None:
+        self.dims = dims
+
+    def pattern(self, op: Operators, p: Var, v: Var, shape: Var) -> Term:
+        """Between a product and the Transpose that merges heads."""
+        product = op.MatMul(p, v).named("product").may_be_shared()
+        idle = op.Reshape(product, shape).named("idle").may_be_shared()
+        return op.Transpose(idle, perm=_TO_HEADS)
+
+    def where(self, m: Match) -> str | None:
+        """The shapes must be the same."""
+        before, after = self.dims.shape(m["product"]), self.dims.shape(m["idle"])
+        if before is None or after is None or len(before) != 4 or not _reshaped_to(after, before):
+            return "the Reshape is not provably idle"
+        return None
+
+    def rewrite(self, m: Match, tape: Tape) -> ir.Value:
+        """Without it."""
+        result: ir.Value = tape.op("Transpose", m["product"], perm=_TO_HEADS)
+        return result
+
+
 class FlattenHeads(Rule):
     """An Attention of rank 4 between splits and merges takes the flat tensors itself."""
 
@@ -387,5 +417,10 @@ class FuseAttention(Pass):
             return PassResult(False)
         dims = Dims(model.graph)
         masks = MaskWriter(model.graph, dims, self.name)
-        rules = (FlatAttention(dims, masks), HeadedAttention(dims, masks), FlattenHeads(dims))
+        rules: tuple[Rule, ...] = (
+            IdleReshape(dims),
+            FlatAttention(dims, masks),
+            HeadedAttention(dims, masks),
+            FlattenHeads(dims),
+        )
         return PassResult(apply_rules(model.graph, rules, self.name).modified)
