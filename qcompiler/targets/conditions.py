@@ -184,12 +184,44 @@ def _form(form: Form) -> Condition:
     return check
 
 
+_NORMALIZATIONS = frozenset(
+    {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "Softmax"}
+)
+
+
 def _followed_by_bias(node: ir.Node, context: Context) -> str | None:
     consumers = node.outputs[0].consumers()
     for consumer in consumers:
         if consumer.op_type == "Add" and any(map(is_constant, consumer.inputs)):
             return None
     return "no constant is added to the output"
+
+
+def _no_bias_behind(node: ir.Node, context: Context) -> str | None:
+    if _followed_by_bias(node, context) is None:
+        return "a bias is added to the output, which this kernel cannot take in"
+    return None
+
+
+def _no_normalization_behind(node: ir.Node, context: Context) -> str | None:
+    # The residual stream of a transformer holds a few channels of huge values and its scores the
+    # mask's huge negative ones, which a normalization takes out again: one scale for all of them
+    # drowns the rest (with quantized Adds MiniLM's outputs keep a cosine of 0.4 to float).
+    sums = [node]
+    while sums:
+        for consumer in sums.pop().outputs[0].consumers():
+            if consumer.op_type in _NORMALIZATIONS:
+                return f"its sum is normalized by {consumer.op_type}: one scale would drown it"
+            if consumer.op_type == "Add":
+                sums.append(consumer)
+    return None
+
+
+def _no_mask_in_front(node: ir.Node, context: Context) -> str | None:
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if producer is not None and producer.op_type in ("Add", "Where"):
+        return "an attention mask is added in front: its huge negatives would take up the range"
+    return None
 
 
 def _bias_in_qdq(node: ir.Node, context: Context) -> str | None:
@@ -230,7 +262,10 @@ CONDITIONS: Mapping[str, Condition] = {
     "gather-axis-0": _gather_axis_0,
     "group-divides-in-features": _group_divides,
     "nbits-group-size": _nbits_group_size,
+    "no-bias-behind": _no_bias_behind,
     "no-dilation": _no_dilation,
+    "no-mask-in-front": _no_mask_in_front,
+    "no-normalization-behind": _no_normalization_behind,
     "not-grouped": _attribute("group", 1, 1),
     "one-output": _one_output,
     "resize-nearest": _nearest,

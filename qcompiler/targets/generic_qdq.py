@@ -61,7 +61,7 @@ GENERIC_QDQ = Target(
             output=U8,
             runtime_op="",
             forms=(Form.QDQ,),
-            conditions=("activations-only",),
+            conditions=("activations-only", "no-normalization-behind"),
             fuses=("Relu",),
             source=STANDARD,
         ),

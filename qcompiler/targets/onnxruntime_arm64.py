@@ -41,7 +41,7 @@ KERNELS = (
         inputs=(S8, S8_COLUMNS),
         output=S8,
         runtime_op="QLinearMatMul",
-        conditions=("constant-weight", "weight-rank-2"),
+        conditions=("constant-weight", "weight-rank-2", "no-bias-behind"),
         source=f"https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html; {READ}",
     ),
     Kernel(
@@ -63,7 +63,7 @@ KERNELS = (
         inputs=(S8, S8),
         output=S8,
         runtime_op="com.microsoft:QLinearAdd",
-        conditions=("activations-only",),
+        conditions=("activations-only", "no-normalization-behind"),
         fuses=("Relu",),
         source=f"{CONTRIB}#com.microsoft.QLinearAdd; {READ}",
     ),

@@ -69,7 +69,6 @@ DYNAMIC_KERNELS = (
         inputs=(S8_ROWS, None),
         output=None,
         runtime_op="Gather",
-        forms=(Form.ORT,),  # DequantizeLinear of the whole table would run in every call
         conditions=("constant-table", "table-rank-2", "gather-axis-0"),
         source=f"{OPERATORS}; {PROBED}: 187 us per tensor, 323 us with row scales, 4400 us as DQ",
     ),
@@ -95,7 +94,7 @@ KERNELS = (
         inputs=(U8, S8_COLUMNS),
         output=U8,
         runtime_op="QLinearMatMul",
-        conditions=("constant-weight", "weight-rank-2"),
+        conditions=("constant-weight", "weight-rank-2", "no-bias-behind"),
         source=f"https://onnx.ai/onnx/operators/onnx__QLinearMatMul.html; {PROBED}",
     ),
     Kernel(
@@ -117,7 +116,7 @@ KERNELS = (
         inputs=(U8, U8),
         output=U8,
         runtime_op="com.microsoft:QLinearAdd",
-        conditions=("activations-only",),
+        conditions=("activations-only", "no-normalization-behind"),
         fuses=("Relu",),
         source=f"{CONTRIB}#com.microsoft.QLinearAdd; {PROBED}",
     ),

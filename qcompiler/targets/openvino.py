@@ -59,7 +59,7 @@ OPENVINO = Target(
             output=None,
             runtime_op="",
             forms=(Form.QDQ,),
-            conditions=("activations-only",),
+            conditions=("activations-only", "no-normalization-behind"),
             source=PRECISION,
         ),
         Kernel(

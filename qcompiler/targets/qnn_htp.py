@@ -58,7 +58,7 @@ QNN_HTP = Target(
             output=U8,
             runtime_op="",
             forms=(Form.QDQ,),
-            conditions=("activations-only",),
+            conditions=("activations-only", "no-normalization-behind"),
             source=DOCS,
         ),
         Kernel(
@@ -142,6 +142,7 @@ QNN_HTP = Target(
             output=U8,
             runtime_op="",
             forms=(Form.QDQ,),
+            conditions=("no-mask-in-front",),
             source=DOCS,
         ),
         Kernel(
@@ -195,7 +196,7 @@ QNN_HTP = Target(
             output=U16,
             runtime_op="",
             forms=(Form.QDQ,),
-            conditions=("activations-only",),
+            conditions=("activations-only", "no-normalization-behind"),
             source=DOCS,
         ),
         Kernel(
@@ -279,6 +280,7 @@ QNN_HTP = Target(
             output=U16,
             runtime_op="",
             forms=(Form.QDQ,),
+            conditions=("no-mask-in-front",),
             source=DOCS,
         ),
         Kernel(

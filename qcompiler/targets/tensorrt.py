@@ -60,7 +60,7 @@ TENSORRT = Target(
             output=None,
             runtime_op="",
             forms=(Form.QDQ,),
-            conditions=("activations-only", "same-shape"),
+            conditions=("activations-only", "same-shape", "no-normalization-behind"),
             source=DOCS,
         ),
         Kernel(
