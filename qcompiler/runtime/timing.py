@@ -41,7 +41,7 @@ def compare_latency(
 ) -> LatencyComparison:
     """Time two sessions on one feed, in turn, so that a busy machine disturbs both alike.
 
-    The order alternates from round to round. Each session runs once before to warm up. The ratio
+    The order alternates from round to round, and of two runs in a row the second counts. The ratio
     is the median of the rounds' ratios and not the ratio of the medians: load that lasts longer
     than a round cancels.
 
@@ -78,6 +78,8 @@ def compare_latency(
 
 
 def _time(session: ort.InferenceSession, feed: Feed) -> float:
+    """Seconds of the second of two runs: in the first the other session's threads still spin."""
+    run(session, feed)
     started = time.perf_counter()
     run(session, feed)
     return time.perf_counter() - started
