@@ -1,6 +1,6 @@
 """The README's first command: compile a real model, print speed-up, accuracy and verdicts.
 
-``python benchmarks/demo.py [MODEL] [RECIPE]``; the model is one of ``qcompiler_models.REAL_MODELS``.
+``python benchmarks/demo.py [MODEL] [RECIPE]``; the model is one of ``REAL_MODELS``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import pathlib
 import sys
 
-from qcompiler_models import load_model
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from qcompiler.bench import Candidate, compare
 from qcompiler.cli.terminal import steps
 from qcompiler.report.tables import summary
 from qcompiler.runtime.session import open_session, run
+from qcompiler_models import load_model
 
 
 def main(name: str = "minilm", recipe: str = "static-int8") -> None:

@@ -125,7 +125,8 @@ def _experiments(data: Mapping[str, Any]) -> list[str]:
     if "import" in data:
         found = data["import"]
         parts.append(
-            f"## Import\n\n`from qcompiler import Artifact, Recipe, qcompile`: {found['seconds']:.2f} s, "
+            "## Import\n\n`from qcompiler import Artifact, Recipe, qcompile`: "
+            f"{found['seconds']:.2f} s, "
             f"torch {'imported' if found['torch'] else 'not imported'}."
         )
     if "coverage" in data:

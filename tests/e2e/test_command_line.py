@@ -1,0 +1,219 @@
+"""The commands: what they print, their JSON, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+Cli = Callable[..., Any]
+FORCED = "base = 'static-int8'\nforce = true\n"
+
+
+@pytest.fixture
+def forced(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A recipe that quantizes the tiny model, which is too small for it to pay."""
+    path = tmp_path / "forced.toml"
+    path.write_text(FORCED)
+    return path
+
+
+@pytest.fixture
+def artifact(
+    cli: Cli, mlp: pathlib.Path, data: pathlib.Path, forced: pathlib.Path, tmp_path: pathlib.Path
+) -> pathlib.Path:
+    """The tiny model compiled."""
+    folder = tmp_path / "artifact"
+    said = cli("compile", mlp, "--recipe", forced, "--calibration", data, "-o", folder, "-q")
+    assert said.code == 0, said.err
+    return folder
+
+
+def test_compile_writes_the_folder_and_sums_up(
+    cli: Cli, mlp: pathlib.Path, data: pathlib.Path, forced: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "out"
+    said = cli("compile", mlp, "--recipe", forced, "--calibration", data, "-o", folder)
+    assert said.code == 0
+    assert "quantized" in said.out
+    files = {"manifest.json", "model.onnx", "plan.json", "report.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    onnx.checker.check_model(onnx.load(folder / "model.onnx"))
+
+
+def test_compile_quiet_says_nothing(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    said = cli("compile", mlp, "--recipe", "float", "-o", tmp_path / "out", "--quiet")
+    assert (said.code, said.out, said.err) == (0, "", "")
+
+
+def test_compile_json_is_json_and_nothing_else(
+    cli: Cli, mlp: pathlib.Path, data: pathlib.Path, forced: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    said = cli(
+        "compile", mlp, "--recipe", forced, "--calibration", data, "-o", tmp_path / "o", "--json"
+    )
+    assert said.json["coverage"]["planned"]["quantized"] == 3
+    assert said.json["recipe"] == "static-int8+"
+
+
+def test_compile_from_a_shell(mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qcompiler", "compile", str(mlp), "-o", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    done = subprocess.run(
+        [sys.executable, "-m", "qcompiler", "compile", "absent.onnx", "-o", str(tmp_path / "no")],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "QC701" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_explain_tells_of_an_artifact(cli: Cli, artifact: pathlib.Path) -> None:
+    said = cli("explain", artifact)
+    assert said.code == 0
+    assert "matmul_0_node" in said.out
+    assert "QC" in said.out
+
+
+def test_explain_plans_a_model_without_compiling(cli: Cli, mlp: pathlib.Path) -> None:
+    said = cli("explain", mlp, "--json")
+    assert said.code == 0
+    assert {"quantized", "float"} & {item["verdict"] for item in said.json["plan"]["nodes"]}
+    assert [path.name for path in mlp.parent.glob("*")] == ["mlp.onnx"]
+
+
+def test_verify_runs_it_beside_the_float_model(
+    cli: Cli, artifact: pathlib.Path, mlp: pathlib.Path, data: pathlib.Path
+) -> None:
+    said = cli("verify", artifact, "--against", mlp, "--data", data, "--json")
+    assert said.code == 0, said.err
+    assert all(item["cosine"] > 0.99 for item in said.json["fidelity"])
+    assert said.json["kernels"]["planned"] == said.json["kernels"]["seen"] == 3
+
+
+def test_verify_fails_on_another_model(cli: Cli, artifact: pathlib.Path, mlp: pathlib.Path) -> None:
+    proto = onnx.load(mlp)
+    rng = np.random.default_rng(9)
+    for tensor in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        other = rng.standard_normal(array.shape).astype(array.dtype)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(other, tensor.name))
+    other_path = mlp.with_name("other.onnx")
+    onnx.save(proto, other_path)
+    assert cli("verify", artifact, "--against", other_path).code == 1
+
+
+def test_bench_compares_two_models(cli: Cli, artifact: pathlib.Path, mlp: pathlib.Path) -> None:
+    said = cli("bench", artifact, "--against", mlp, "--rounds", 2, "--seconds", 0.02, "--json")
+    assert said.code == 0, said.err
+    first, second = said.json
+    assert first["ratio"] == 1.0
+    assert second["median_ms"] > 0
+    assert second["low"] <= second["ratio"] <= second["high"]
+    assert len(second["round_ms"]) == 2
+
+
+def test_targets_lists_and_shows(cli: Cli) -> None:
+    rows = cli("targets", "--json").json
+    assert {"cpu-amx", "cpu-vnni", "tensorrt", "qnn-htp"} <= {row["name"] for row in rows}
+    said = cli("targets", "show", "cpu-amx")
+    assert said.code == 0
+    assert "matmul-static" in said.out
+
+
+def test_a_shown_target_file_compiles(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    said = cli("targets", "show", "cpu-vnni", "--toml")
+    path = tmp_path / "mine.toml"
+    path.write_text(said.out)
+    said = cli("compile", mlp, "--target", path, "-o", tmp_path / "out", "-q")
+    assert said.code == 0, said.err
+
+
+def test_passes_lists_them_in_order(cli: Cli) -> None:
+    names = [row["name"] for row in cli("passes", "--json").json]
+    assert names.index("place-precision") < names.index("insert-qdq") < names.index("to-ort")
+
+
+def test_opt_prints_the_graph_before_and_after(cli: Cli, mlp: pathlib.Path) -> None:
+    before = cli("opt", mlp, "--passes", "")
+    after = cli("opt", mlp, "--passes", "canonicalize-linear")
+    assert "Gemm" in before.out
+    assert "Gemm" not in after.out
+
+
+def test_opt_writes_a_file(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    said = cli("opt", mlp, "--passes", "remove-dead", "-o", tmp_path / "opt.onnx")
+    assert (said.code, said.out) == (0, "")
+    onnx.checker.check_model(onnx.load(tmp_path / "opt.onnx"))
+
+
+def test_a_plan_goes_out_and_comes_back(
+    cli: Cli,
+    artifact: pathlib.Path,
+    mlp: pathlib.Path,
+    data: pathlib.Path,
+    forced: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    plan, folder = artifact / "plan.json", tmp_path / "again"
+    options = ("--recipe", forced, "--calibration", data, "--plan", plan)
+    said = cli("compile", mlp, *options, "-o", folder, "-q")
+    assert said.code == 0, said.err
+    again = json.loads((folder / "plan.json").read_text())
+    assert again["nodes"] == json.loads(plan.read_text())["nodes"]
+
+
+def test_a_pass_typo_names_the_nearest(cli: Cli, mlp: pathlib.Path) -> None:
+    said = cli("opt", mlp, "--passes", "remove-ded")
+    assert said.code == 2
+    assert "remove-dead" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["explain", "absent"], "QC70"),
+        (["compile", "MODEL", "-o", "OUT", "--recipe", "statik"], "QC402"),
+        (["compile", "MODEL", "-o", "OUT", "--target", "cpu-amxx"], "QC401"),
+        (["compile", "MODEL", "-o", "OUT", "--recipe", "static-int8"], "QC410"),
+        (["compile", "MODEL", "-o", "MODEL", "--recipe", "float"], "QC706"),
+        (["verify", "absent", "--against", "MODEL"], "QC709"),
+        (["bench", "absent", "--against", "MODEL"], "QC701"),
+        (["targets", "show", "cpu-amxx"], "QC401"),
+    ],
+)
+def test_unusable_input_exits_2_with_its_code(
+    cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path, arguments: list[str], code: str
+) -> None:
+    places = {"MODEL": str(mlp), "OUT": str(tmp_path / "out")}
+    said = cli(*(places.get(item, item) for item in arguments))
+    assert said.code == 2
+    assert code in said.err
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_artifact_is_noticed(cli: Cli, artifact: pathlib.Path, mlp: pathlib.Path) -> None:
+    with (artifact / "model.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    said = cli("verify", artifact, "--against", mlp)
+    assert said.code == 2
+    assert "QC709" in said.err
+
+
+@pytest.mark.parametrize("command", ["compile", "explain", "verify", "bench", "probe", "opt"])
+def test_help_shows_every_option(cli: Cli, command: str) -> None:
+    said = cli(command, "--help")
+    assert said.code == 0
+    assert "--help" in said.out

@@ -1,0 +1,160 @@
+"""Real models: what the artifacts must keep of the float model, and that nothing goes untold.
+
+Speed is measured by ``benchmarks/``, never asserted here: the tests must not hang on the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code
+from qcompiler.frontends import open_model
+from qcompiler.ir.walk import all_nodes
+from qcompiler.plan import Verdict
+from qcompiler_models import REAL_MODELS, load_model
+from qcompiler_models.real import RealModel
+
+pytestmark = pytest.mark.slow
+
+TARGET = "cpu-vnni"  # fixed, as are its costs: the plan is the same on every machine
+RECIPES = ("static-int8", "dynamic-int8", "auto", "weight-int8")
+NEEDS_DATA = ("static-int8", "auto")
+
+
+@functools.cache
+def real(name: str) -> RealModel:
+    return load_model(name)
+
+
+@functools.cache
+def compiled(name: str, recipe: str, form: str = "ort") -> Artifact:
+    """Compiled without the guard, which would answer with the float form on a slow machine."""
+    return qcompile(
+        real(name).onnx(),
+        TARGET,
+        {"base": recipe, "verify": {"guard": False}},
+        real(name).calibration() if recipe in NEEDS_DATA else None,
+        form=form,
+        check=False,  # what a user gets; the tiny models hold every pass to its contract
+    )
+
+
+def score(name: str, recipe: str, limit: int | None, form: str = "ort") -> dict[str, float]:
+    return real(name).score(compiled(name, recipe, form).run, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "form", "cosine"),
+    [
+        ("static-int8", "ort", 0.99),
+        ("static-int8", "qdq", 0.99),
+        ("auto", "ort", 0.99),
+        ("dynamic-int8", "ort", 0.995),
+        ("weight-int8", "ort", 0.995),
+    ],
+)
+def test_minilm_embeds_unseen_text_like_float(recipe: str, form: str, cosine: float) -> None:
+    assert score("minilm", recipe, 64, form)["cosine_mean"] >= cosine
+
+
+@pytest.mark.parametrize("recipe", ["static-int8", "dynamic-int8"])
+def test_minilm_finds_verses_within_a_point_of_float(recipe: str) -> None:
+    scores = score("minilm", recipe, None)
+    assert scores["recall_at_1"] >= scores["reference_recall_at_1"] - 0.01
+
+
+def test_efficientnet_agrees_with_float_on_pictures_not_used_for_calibration() -> None:
+    scores = score("efficientnet-lite0", "static-int8", None)
+    assert scores["agreement"] >= 0.94
+    assert scores["kl"] <= 0.012
+
+
+@pytest.mark.parametrize("name", ["ppocr-rec", "ppocr-det"])
+def test_ppocr_reads_as_many_characters_right_as_float(name: str) -> None:
+    scores = score(name, "static-int8", None)
+    assert scores["character_accuracy"] >= scores["reference_character_accuracy"] - 0.003
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", REAL_MODELS)
+def test_every_node_has_a_verdict_every_float_a_reason_every_kernel_is_seen(
+    name: str, recipe: str
+) -> None:
+    artifact = compiled(name, recipe)
+    nodes = {node.name for node in all_nodes(open_model(real(name).onnx()).model)}
+    told = {node for item in artifact.plan for node in (item.node, *item.origin)}
+    told |= {node for item in artifact.plan.removed for node in (item.node, *item.origin)}
+    assert nodes <= told
+    assert artifact.report.coverage["unexplained"] == 0
+    said = {d.where for d in artifact.report.diagnostics if d.code is Code.KERNEL_NOT_SEEN}
+    kernels = artifact.report.kernels.get("kernels", ())
+    assert {item["node"] for item in kernels if not item["ok"]} <= said
+    planned = {item.node for item in artifact.plan if item.verdict is Verdict.QUANTIZED}
+    assert planned == {item["node"] for item in kernels}
+
+
+@pytest.mark.parametrize("name", ["minilm", "efficientnet-lite0"])
+def test_static_makes_the_model_less_than_a_third_as_large(name: str) -> None:
+    sizes = compiled(name, "static-int8").report.sizes
+    assert sizes["artifact_bytes"] < sizes["float_bytes"] / 3
+
+
+def test_minilm_without_data_quantizes_and_tells_what_data_would_buy() -> None:
+    artifact = qcompile(
+        real("minilm").onnx(), "cpu-amx", {"base": "auto", "verify": {"enabled": False}}
+    )
+    assert artifact.plan.count()["quantized"] >= 24
+    assert any(d.code is Code.CALIBRATION_WOULD_HELP for d in artifact.report.diagnostics)
+
+
+def test_minilm_from_its_folder_has_the_names_that_users_expect() -> None:
+    artifact = qcompile(real("minilm").folder(), TARGET, "float", check=False)
+    inputs = {value.name for value in artifact.model.graph.inputs}
+    assert inputs == {"input_ids", "attention_mask", "token_type_ids"}
+    assert artifact.model.graph.outputs[0].name == "last_hidden_state"
+    assert any("encoder.layer.3" in item.module for item in artifact.plan)
+    assert real("minilm").score(artifact.run, limit=8)["cosine_mean"] >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [("minilm", "last_hidden_state"), ("efficientnet-lite0", "logits")]
+)
+def test_a_torch_module_gives_what_its_onnx_file_gives(name: str, output: str) -> None:
+    module, example = real(name).torch()
+    artifact = qcompile(module, TARGET, "float", example_inputs=example, check=False)
+    feed = next(iter(real(name).bench_feeds().values()))
+    renamed = dict(zip((v.name for v in artifact.model.graph.inputs), feed.values(), strict=False))
+    found = artifact.run(feed if renamed.keys() == feed.keys() else renamed)
+    wanted = real(name).float_run(feed)[output]
+    np.testing.assert_allclose(next(iter(found.values())), wanted, atol=2e-4)
+
+
+def test_a_saved_real_artifact_loads_and_gives_the_same_numbers(tmp_path: pathlib.Path) -> None:
+    artifact = compiled("minilm", "static-int8")
+    loaded = Artifact.load(artifact.save(tmp_path / "out"))
+    feed = real("minilm").bench_feeds()["1x32"]
+    for key, array in artifact.run(feed).items():
+        np.testing.assert_array_equal(loaded.run(feed)[key], array)
+
+
+def test_the_command_line_compiles_and_verifies_a_real_model(
+    cli: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    model, folder, data = real("efficientnet-lite0"), tmp_path / "out", tmp_path / "data"
+    data.mkdir()
+    for index, feed in enumerate(model.calibration(8)):
+        np.savez(data / f"{index}.npz", **feed)
+    options = ("--recipe", "static-int8", "--calibration", data, "--target", TARGET)
+    said = cli("compile", model.onnx(), *options, "-o", folder, "--json")
+    assert said.code == 0, said.err
+    assert said.json["target"] == TARGET
+    said = cli("verify", folder, "--against", model.onnx(), "--data", data, "--json")
+    assert said.code == 0, said.err
+    assert min(item["cosine"] for item in said.json["fidelity"]) > 0.98
