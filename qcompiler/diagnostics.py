@@ -118,6 +118,11 @@ class Code(enum.Enum):
     )
     # --- QC3xx: algorithms -----------------------------------------------------------------
     NOT_FINITE_WEIGHT = ("QC301", Severity.ERROR, "A weight holds NaN or infinity.")
+    NOT_LIFTABLE = (
+        "QC302",
+        Severity.ERROR,
+        "An algorithm needs gradients through an operator that has no differentiable form.",
+    )
     # --- QC4xx: recipe and usage -----------------------------------------------------------
     UNKNOWN_TARGET = ("QC401", Severity.ERROR, "No target has this name.")
     UNKNOWN_RECIPE = ("QC402", Severity.ERROR, "No recipe has this name.")

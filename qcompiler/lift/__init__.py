@@ -1,0 +1,27 @@
+"""The lifted form: a block of the IR as a differentiable ``torch.fx.GraphModule``.
+
+``lift`` builds it, ``Lifted.quantize_weight`` and ``Lifted.quantize_activation`` put fake
+quantizers on its edges, ``commit`` writes trained constants back. Importing this package imports
+torch; nothing that ``import qcompiler`` reaches may import it at its top.
+"""
+
+from __future__ import annotations
+
+from qcompiler.lift.build import block_inputs, block_outputs, lift
+from qcompiler.lift.lifted import Lifted, commit
+from qcompiler.lift.operators import OPERATORS
+from qcompiler.lift.quantize import fake_quantize
+from qcompiler.lift.quantizers import DynamicFakeQuantize, FakeQuantize, LearnedRounding
+
+__all__ = [
+    "OPERATORS",
+    "DynamicFakeQuantize",
+    "FakeQuantize",
+    "LearnedRounding",
+    "Lifted",
+    "block_inputs",
+    "block_outputs",
+    "commit",
+    "fake_quantize",
+    "lift",
+]
