@@ -14,12 +14,13 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.schemes import QSpec
 
 __all__ = ["FORMAT", "Fixed", "Intent", "NodeDecision", "Own", "Plan", "Same", "Verdict"]
 
 FORMAT = 1  # of plan.json; raised when old files can no longer be read
+_BY_HAND = "the plan was edited to keep it in float"
 
 
 class Verdict(str, enum.Enum):
@@ -111,6 +112,9 @@ class NodeDecision:
     def from_dict(cls, data: Mapping[str, Any]) -> NodeDecision:
         """Read what :meth:`to_dict` wrote."""
         reason = data.get("reason")
+        if reason is None and data["verdict"] == Verdict.FLOAT.value:
+            # who edits a plan by hand has a reason, and need not spell a diagnostic
+            reason = Diagnostic(Code.KEPT_BY_RULE, data["node"], _BY_HAND).to_dict()
         return cls(
             node=data["node"],
             op=data["op"],
@@ -164,10 +168,48 @@ class Plan:
             value = intent.of
         return value
 
+    def keep_float(self, *names: str, reason: str = _BY_HAND) -> Plan:
+        """The same plan with some nodes, and what they absorb, in float.
+
+        Args:
+            names: Nodes of the plan, or the user's nodes that they stand for.
+            reason: Shown in the report.
+
+        Raises:
+            QcError: QC408, no node has such a name.
+        """
+        heads = set()
+        for name in names:
+            found = [item.node for item in self if name == item.node or name in item.origin]
+            if not found:
+                raise QcError(
+                    Code.BAD_PLAN, name, "the plan has no such node", nearest(name, self.nodes)
+                )
+            heads.update(found)
+        nodes = {}
+        for item in self:
+            absorbed = item.verdict is Verdict.FUSED and item.into in heads
+            if item.node in heads or absorbed:
+                why = Diagnostic(Code.KEPT_BY_RULE, item.node, reason)
+                item = dataclasses.replace(
+                    item,
+                    verdict=Verdict.FLOAT,
+                    kernel="",
+                    inputs=(),
+                    outputs=(),
+                    into="",
+                    reason=why,
+                    gain_us=None,
+                )
+            nodes[item.node] = item
+        return dataclasses.replace(self, nodes=nodes)
+
     def count(self) -> dict[str, int]:
         """How many nodes have each verdict."""
         counts = collections.Counter(decision.verdict.value for decision in self)
-        return {verdict.value: counts[verdict.value] for verdict in Verdict if counts[verdict.value]}
+        return {
+            verdict.value: counts[verdict.value] for verdict in Verdict if counts[verdict.value]
+        }
 
     def __str__(self) -> str:
         lines = [f"plan target={self.target} recipe={self.recipe} form={self.form}"]
@@ -208,8 +250,9 @@ class Plan:
                 removed=tuple(NodeDecision.from_dict(item) for item in data.get("removed", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            lacks = "lacks the key " if isinstance(error, KeyError) else ""
             raise QcError(
-                Code.BAD_PLAN, "plan", f"not a plan: {error}", "save one with Artifact.save"
+                Code.BAD_PLAN, "plan", f"not a plan: {lacks}{error}", "save one with Artifact.save"
             ) from error
 
     @classmethod
@@ -218,7 +261,14 @@ class Plan:
         try:
             data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise QcError(Code.BAD_PLAN, str(path), f"cannot be read: {error}") from error
+            raise QcError(
+                Code.BAD_PLAN,
+                str(path),
+                f"cannot be read: {error}",
+                "give a plan.json, or the folder of an artifact",
+            ) from error
+        if not isinstance(data, Mapping):
+            raise QcError(Code.BAD_PLAN, str(path), "is not a JSON table", "give a plan.json")
         return cls.from_dict(data)
 
 

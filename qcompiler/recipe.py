@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -44,8 +45,8 @@ class Rule(_Strict):
     scheme: SchemeName = "auto"
     kernel: str | None = None
     force: bool = False
-    bits: int | None = pydantic.Field(None, ge=2, le=8)
-    group_size: int | None = pydantic.Field(None, ge=1)
+    bits: Literal[2, 4, 8] | None = None
+    group_size: int | None = pydantic.Field(None, ge=16)
     symmetric: bool | None = None
     reason: str = ""
 
@@ -151,14 +152,19 @@ class Recipe(_Strict):
             return source
         if isinstance(source, Mapping):
             return cls._from_mapping(source, "recipe")
-        text = str(source)
+        if not isinstance(source, str | os.PathLike):
+            raise QcError(
+                Code.RECIPE_KEY,
+                "recipe",
+                f"found a {type(source).__name__}, wanted a name, a path, a mapping or a Recipe",
+                nearest("", RECIPES),
+            )
+        text = os.fspath(source)
         if text in RECIPES:
             return RECIPES[text]
         path = pathlib.Path(text)
         if path.suffix.lower() not in (".toml", ".yaml", ".yml", ".json"):
-            raise QcError(
-                Code.UNKNOWN_RECIPE, text, "no such recipe", nearest(text, RECIPES)
-            )
+            raise QcError(Code.UNKNOWN_RECIPE, text, "no such recipe", nearest(text, RECIPES))
         return cls._from_mapping(_read(path), str(path))
 
     @classmethod
@@ -166,7 +172,7 @@ class Recipe(_Strict):
         data = dict(data)
         base = data.pop("base", None)
         if base is not None:
-            if base not in RECIPES:
+            if not isinstance(base, str) or base not in RECIPES:
                 raise QcError(
                     Code.UNKNOWN_RECIPE, where, f"no recipe {base!r}", nearest(str(base), RECIPES)
                 )
@@ -192,15 +198,30 @@ def _read(path: pathlib.Path) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise QcError(
-            Code.UNKNOWN_RECIPE, str(path), f"cannot be read: {error.strerror or error}"
+            Code.UNKNOWN_RECIPE,
+            str(path),
+            f"cannot be read: {error.strerror or error}",
+            "give the path of a TOML, YAML or JSON file, or a name: " + ", ".join(sorted(RECIPES)),
+        ) from error
+    except UnicodeDecodeError as error:
+        raise QcError(
+            Code.RECIPE_KEY, str(path), "is no UTF-8 text", "give a TOML, YAML or JSON file"
         ) from error
     try:
         data = _parse(path.suffix.lower(), text)
     except ValueError as error:
-        raise QcError(Code.RECIPE_KEY, str(path), f"does not parse: {error}") from error
+        raise QcError(
+            Code.RECIPE_KEY,
+            str(path),
+            f"does not parse: {' '.join(str(error).split())}",
+            "docs/recipes.md shows every key",
+        ) from error
     if not isinstance(data, Mapping):
         raise QcError(
-            Code.RECIPE_KEY, str(path), f"holds a {type(data).__name__}, wanted a table of keys"
+            Code.RECIPE_KEY,
+            str(path),
+            f"holds a {type(data).__name__}, wanted a table of keys",
+            "docs/recipes.md shows every key",
         )
     return data
 
@@ -239,9 +260,7 @@ def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
         return QcError(
             Code.RECIPE_KEY, where, f"unknown key {path!r}", nearest(str(first["loc"][-1]), fields)
         )
-    return QcError(
-        Code.RECIPE_KEY, where, f"{path} = {first['input']!r}: {first['msg'].lower()}"
-    )
+    return QcError(Code.RECIPE_KEY, where, f"{path} = {first['input']!r}: {first['msg'].lower()}")
 
 
 RECIPES: Mapping[str, Recipe] = {

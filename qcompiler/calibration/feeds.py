@@ -111,11 +111,15 @@ class FeedSource:
 
     def _begin(self) -> Iterator[Any]:
         try:
-            return iter(self._start())
+            return _guarded(iter(self._start()))
+        except QcError:
+            raise
         except TypeError as error:
             raise QcError(
                 Code.CALIBRATION_SOURCE, _SOURCE, f"cannot be iterated: {error}", _FORMS
             ) from error
+        except Exception as error:
+            raise _source_failed(error, 0) from error
 
     def _pass(self, items: Iterator[Any], index: int) -> Iterator[Feed]:
         for item in items:
@@ -195,6 +199,30 @@ def open_feeds(
     )
 
 
+def _guarded(items: Iterator[Any]) -> Iterator[Any]:
+    """The items; what the user's code raises on the way comes out with its place."""
+    for index in itertools.count():
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except QcError:
+            raise
+        except Exception as error:
+            raise _source_failed(error, index) from error
+        yield item
+
+
+def _source_failed(error: Exception, index: int) -> QcError:
+    return QcError(
+        Code.CALIBRATION_SOURCE,
+        f"{_SOURCE}[{index}]",
+        f"the source raised {type(error).__name__}: {error}",
+        "iterate over it without the compiler to see where",
+        index=index,
+    )
+
+
 def _length(source: Any) -> int | None:
     try:
         return len(source)
@@ -252,7 +280,7 @@ def _array(value: Any, name: str) -> npt.NDArray[Any]:
         ) from error
     if array.dtype == np.float64:
         return array.astype(np.float32)  # what Python floats become; nothing else is narrowed
-    if array.dtype == object:
+    if array.dtype == object and not all(isinstance(item, str) for item in array.flat):
         raise QcError(
             Code.FEED_DTYPE,
             name,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -62,7 +64,7 @@ def admit(model: ir.Model, kind: Kind, source: str, example: Feed | None = None)
     _check_opset(model, source)
     if model.functions:
         common.InlinePass()(model)
-    _load_tensors(model)
+    _load_tensors(model, source)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     diagnostics = _freeze_default_inputs(model, source)
     _free_negative_dims(model)
@@ -121,7 +123,7 @@ def _check_opset(model: ir.Model, source: str) -> None:
             node.domain = ""
 
 
-def _load_tensors(model: ir.Model) -> None:
+def _load_tensors(model: ir.Model, source: str) -> None:
     """Let initializers be plain arrays: a protobuf tensor copies its bytes each time it is read."""
     for graph in all_graphs(model):
         for value in graph.initializers.values():
@@ -132,11 +134,24 @@ def _load_tensors(model: ir.Model) -> None:
                 continue
             if tensor.dtype is not ir.DataType.STRING:
                 value.const_value = ir.Tensor(
-                    tensor.numpy(),
+                    _elements(tensor, source),
                     dtype=tensor.dtype,
                     name=tensor.name,
                     doc_string=tensor.doc_string,
                 )
+
+
+def _elements(tensor: ir.TensorProtocol, source: str) -> npt.NDArray[Any]:
+    try:
+        return tensor.numpy()
+    except (ValueError, TypeError) as error:
+        raise QcError(
+            Code.INVALID_GRAPH,
+            source,
+            f"initializer {tensor.name!r} does not hold what its shape {tensor.shape} and type "
+            f"{tensor.dtype} say: {error}",
+            "the file is damaged; export it again",
+        ) from error
 
 
 def _freeze_default_inputs(model: ir.Model, source: str) -> list[Diagnostic]:
@@ -219,5 +234,7 @@ def _exists(op_type: str, version: int) -> bool:
 
 def _untyped_inputs(model: ir.Model) -> Iterator[str]:
     for value in model.graph.inputs:
-        if value.dtype is None:
+        if value.dtype is None or not isinstance(value.type, ir.TensorType):
             yield f"input {value.name!r} has no element type, or is no tensor"
+    if not model.graph.outputs:
+        yield "the graph has no output"

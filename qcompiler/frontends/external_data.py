@@ -111,10 +111,11 @@ def _inside(base: pathlib.Path, location: str, source: str, name: str | None) ->
 
 def _size(path: pathlib.Path, location: str, source: str, name: str | None) -> int:
     if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
         raise QcError(
             Code.EXTERNAL_DATA,
             source,
-            f"initializer {name!r} lies in {location!r}, and {path} does not exist",
+            f"initializer {name!r} lies in {location!r}, and {path} {what}",
             "put the data file beside the model file, under the name it was saved with",
         )
     return path.stat().st_size

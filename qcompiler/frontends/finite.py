@@ -3,7 +3,8 @@
 Only weights are looked at: a float initializer that is an operand of an operator which multiplies
 by it (the table below), directly or behind a Cast, Reshape, Transpose, Identity, Squeeze or
 Unsqueeze. Constants of other operators may hold infinity on purpose: attention masks, limits of
-Clip, fill values of Where and Pad. A table of Gather may hold -inf (precomputed masks), never NaN.
+Clip, fill values of Where and Pad. A table of Gather may hold -inf (precomputed masks), and what
+is added or multiplied element by element infinity, but never NaN.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
+# Constants of these may be infinite (masks), but NaN makes every output NaN.
+_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 _CARRIERS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}
@@ -55,6 +58,10 @@ def check_finite(model: ir.Model, source: str) -> None:
             user = next(_multiplied_by(value), None)
             if user is not None:
                 _check(value, tensor, user, source)
+                continue
+            user = next((node for node, _ in value.uses() if node.op_type in _ARITHMETIC), None)
+            if user is not None:
+                _check(value, tensor, user, source, nan_only=True)
 
 
 def _multiplied_by(value: ir.Value) -> Iterator[ir.Node]:
@@ -65,7 +72,14 @@ def _multiplied_by(value: ir.Value) -> Iterator[ir.Node]:
             yield from _multiplied_by(node.outputs[0])
 
 
-def _check(value: ir.Value, tensor: ir.TensorProtocol, user: ir.Node, source: str) -> None:
+def _check(
+    value: ir.Value,
+    tensor: ir.TensorProtocol,
+    user: ir.Node,
+    source: str,
+    *,
+    nan_only: bool = False,
+) -> None:
     array = tensor.numpy()
     if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         total = np.sum(array, dtype=np.float32)  # their own sums overflow
@@ -75,6 +89,8 @@ def _check(value: ir.Value, tensor: ir.TensorProtocol, user: ir.Node, source: st
     if np.isfinite(total):  # NaN and infinity survive a sum, and this reads the data only once
         return
     nans, infs = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    if nan_only and nans == 0:
+        return
     if user.op_type == "Gather" and nans == 0 and not bool(np.isposinf(array).any()):
         return
     if nans + infs:

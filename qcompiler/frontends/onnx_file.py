@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
+import warnings
+from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
+from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError
 
 from qcompiler.diagnostics import Code, QcError
@@ -15,6 +20,15 @@ from qcompiler.frontends.opened import Opened
 
 __all__ = ["open_file", "open_ir", "open_proto"]
 
+# The suffix decides the format that onnx reads: protobuf, or one of its text forms.
+_UNREADABLE = (
+    DecodeError,
+    ValueError,
+    json_format.ParseError,
+    onnx.parser.ParseError,
+    text_format.ParseError,
+)
+
 
 def open_file(path: pathlib.Path) -> Opened:
     """Read an ONNX file; external data stays on disk, memory-mapped when first read.
@@ -23,8 +37,10 @@ def open_file(path: pathlib.Path) -> Opened:
         QcError: QC702 not ONNX or truncated, QC703 external data, QC704 opset, QC710 graph.
     """
     try:
-        proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, onnx.parser.ParseError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the text formats are "experimental"
+            proto = onnx.load(path, load_external_data=False)
+    except _UNREADABLE as error:
         raise QcError(
             Code.NOT_ONNX,
             str(path),
@@ -67,7 +83,8 @@ def _open(proto: onnx.ModelProto, source: str, folder: pathlib.Path | None) -> O
             "it may be truncated, empty, or another protobuf file",
         )
     try:
-        model = ir.from_proto(proto)
+        with _silent_onnx_ir():
+            model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         reason = error.__cause__ or error
         raise QcError(
@@ -80,6 +97,18 @@ def _open(proto: onnx.ModelProto, source: str, folder: pathlib.Path | None) -> O
         ir.external_data.set_base_dir(model.graph, folder)
     check_external(model, source, folder)
     return admit(model, "onnx", source)
+
+
+@contextlib.contextmanager
+def _silent_onnx_ir() -> Iterator[None]:
+    """onnx_ir logs what is illegal and reads on; the same is refused later, as an error."""
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _one_line(error: BaseException) -> str:

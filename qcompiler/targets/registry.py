@@ -63,6 +63,13 @@ def load_target(target: str | os.PathLike[str] | Target) -> Target:
     """
     if isinstance(target, Target):
         return target
+    if not isinstance(target, str | os.PathLike):
+        raise QcError(
+            Code.UNKNOWN_TARGET,
+            "target",
+            f"found a {type(target).__name__}, wanted a name, a path or a Target",
+            nearest("", target_names()),
+        )
     text = os.fspath(target)
     if text == _HOST:
         return host_target()

@@ -33,7 +33,9 @@ def check_plan(plan: Plan, model: ir.Model, state: State) -> None:
     ):
         if found != wanted:
             raise _bad(
-                "plan", f"was made for {what} {found!r}, this compile has {wanted!r}", "plan anew"
+                "plan",
+                f"was made for {what} {found!r}, this compile has {wanted!r}",
+                f"give {what}={found!r} too, or leave the plan out",
             )
     nodes = {str(node.name): node for node in all_nodes(model)}
     for name in plan.nodes:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
-from qcompiler.ir.walk import all_nodes
+from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.recipe import Recipe, Rule
 from qcompiler.targets.schema import Scheme, Target
@@ -164,7 +164,13 @@ def _check_rules(units: Sequence[Unit], wishes: Mapping[str, Wish], target: Targ
 
 def _cannot(unit: Unit, wish: Wish, target: Target) -> QcError:
     assert wish.rule is not None, "only rules demand"
-    refusal = telling(unit.refusals) or Refusal(
+    refusals = unit.refusals
+    if wish.kernel and target.kernel(wish.kernel).op != op_name(unit.head):
+        row = target.kernel(wish.kernel)
+        refusals = [
+            Refusal(Code.NO_KERNEL, f"{row.id} computes {row.op}, this is a {op_name(unit.head)}")
+        ]
+    refusal = telling(refusals) or Refusal(
         Code.NO_KERNEL, f"there is no kernel for {unit.head.op_type}"
     )
     asked = wish.kernel or wish.rule.scheme

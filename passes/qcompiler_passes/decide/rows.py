@@ -88,6 +88,12 @@ def is_float(value: ir.Value | None, shapes: Shapes) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
 
 
+def _is_double(value: ir.Value, shapes: Shapes) -> bool:
+    if value.name is not None and value.name in shapes:
+        return shapes[value.name][0].name == "float64"
+    return value.dtype is ir.DataType.DOUBLE
+
+
 def operand_specs(row: Kernel, node: ir.Node, weight: QSpec | None) -> tuple[QSpec | None, ...]:
     """A spec or None for each input of the node.
 
@@ -194,6 +200,15 @@ class Rows:
             if producer is not None and op_name(producer) in _DEQUANTIZE:
                 return Refusal(
                     Code.ALREADY_QUANTIZED, f"input {index} comes from {producer.op_type}"
+                )
+            shape = shape_of(value, self.shapes)
+            if shape is not None and 0 in shape:
+                return Refusal(
+                    Code.CONDITION, f"input {index} has no elements, its shape is {shape}"
+                )
+            if row.scheme is Scheme.WEIGHT and _is_double(value, self.shapes):
+                return Refusal(
+                    Code.WRONG_DTYPE, f"input {index} is float64, {row.id} takes float32 or float16"
                 )
             if spec is not None and not is_float(value, self.shapes):
                 if value.name not in self.shapes and value.dtype is None:
