@@ -1,7 +1,7 @@
 """Open and run ONNX Runtime sessions on models, on the CPU.
 
-A model in memory is handed over without its large weights, which the session reads where they are:
-no copy, no 2 GB limit of protobuf, no temporary file.
+A model in memory is handed over without its large weights, which the runtime reads where they are:
+no 2 GB limit of protobuf, no temporary file, and without graph optimization no copy either.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def open_session(
     settings: SessionSettings = _DEFAULT,
     threads: int | None = None,
     optimized_path: pathlib.Path | None = None,
+    profile: pathlib.Path | None = None,
     code: Code = Code.DOES_NOT_LOAD,
 ) -> ort.InferenceSession:
     """An ``onnxruntime.InferenceSession`` on the CPU provider.
@@ -76,6 +77,8 @@ def open_session(
         threads: Threads within an operator; None leaves the choice to the runtime.
         optimized_path: Where the runtime shall write the graph it really runs. Weights of more
             than 1.8 GB go to a second file beside it.
+        profile: Turns the runtime's profiler on. The trace that it writes at ``end_profiling`` has
+            a name that begins so; see :mod:`qcompiler.runtime.profile`.
         code: Code of the error, since only the caller knows whose model this is.
 
     Raises:
@@ -94,12 +97,20 @@ def open_session(
         options.add_session_config_entry(key, str(entry))
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if isinstance(model, ir.Model):
         where, lent = model.graph.name or "model", _lendable(model)
         source: bytes | str = _bytes_without(model, lent)
         values = {name: _ort_value(tensor) for name, (_, tensor) in lent.items()}
         if values:
             options.add_external_initializers(list(values), list(values.values()))
+        if settings.level == "disable":
+            # The runtime then computes on our arrays instead of a copy. Not with optimization: its
+            # transpose optimizer changes constants under their old name, which this would undo.
+            for name, value in values.items():
+                options.add_initializer(name, value)
         if optimized_path is not None and sum(t.nbytes for _, t in lent.values()) > _ONE_FILE_BYTES:
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name",

@@ -47,13 +47,16 @@ class CanonicalizeLinear(Pass):
 
     def run(self, model: ir.Model, state: State) -> PassResult:
         """The main graph only: linear layers inside bodies stay in float anyway."""
-        work = _Work(model.graph, self.small_bytes)
-        for node in list(model.graph):
-            if node.domain == "" and node.op_type in ("Gemm", "MatMul", "Add"):
-                _STEPS[node.op_type](work, node)
-        if work.modified:
+        modified = False
+        while True:
+            work = _Work(model.graph, self.small_bytes)
+            for node in list(model.graph):
+                if node.domain == "" and node.op_type in _STEPS and node.graph is not None:
+                    _STEPS[node.op_type](work, node)
+            if not work.modified:
+                return PassResult(modified, tuple(work.diagnostics))
+            modified = True
             remove_dead(model)  # constants that only the old forms read
-        return PassResult(work.modified, tuple(work.diagnostics))
 
 
 class _Work:

@@ -25,6 +25,7 @@ __all__ = ["FoldBatchNorm"]
 Array = npt.NDArray[np.generic]
 Wide = npt.NDArray[np.float64]
 
+_SCALING = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
 _CONVS = ("Conv", "ConvTranspose")
 
 
@@ -48,14 +49,18 @@ class FoldBatchNorm(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Each node in order; a chain of several folds link by link. The main graph only."""
         modified = False
-        for node in list(model.graph):
-            if node.graph is None or node.domain:
-                continue
-            if node.op_type in ("BatchNormalization", "Mul", "Div", "Add", "Sub"):
-                modified |= _fold(model.graph, node)
-        if modified:
+        while _walk(model.graph):
+            modified = True
             remove_dead(model)  # the constants that went into the weights
         return PassResult(modified)
+
+
+def _walk(graph: ir.Graph) -> bool:
+    changed = False
+    for node in list(graph):
+        if node.graph is not None and node.domain == "" and node.op_type in _SCALING:
+            changed |= _fold(graph, node)
+    return changed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,12 +71,10 @@ class FoldConstants(Pass):
         """Shapes and constants in turn, until nothing changes; bodies are entered."""
         infer_shapes(model)
         modified = False
-        for graph in all_graphs(model):
-            while fold_shapes(graph) | self._fold(model, graph):
-                modified = True
-                infer_shapes(model)  # a folded shape may tell the rank of what follows
-        if modified:
+        while any(fold_shapes(g) | self._fold(model, g) for g in all_graphs(model)):
+            modified = True
             remove_dead(model)
+            infer_shapes(model)  # a folded shape may tell the rank of what follows
         return PassResult(modified)
 
     def _fold(self, model: ir.Model, graph: ir.Graph) -> bool:

@@ -37,11 +37,9 @@ class RemoveNoOps(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """One walk per graph in its order, again while something changed."""
         modified = False
-        for graph in all_graphs(model):
-            while _walk(graph):
-                modified = True
-        if modified:
-            remove_dead(model)  # what was routed around may have no other reader
+        while any(_walk(graph) for graph in all_graphs(model)):
+            modified = True
+            remove_dead(model)  # what was routed around hides that others have one reader
         return PassResult(modified)
 
 
