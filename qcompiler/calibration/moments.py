@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.numerics.products import small_product
+
 __all__ = ["LARGEST", "PatchMoment"]
 
 Floats = npt.NDArray[np.float32]
 
 LARGEST = 1 << 21  # elements of a moment: 8 MiB; larger kernels are rounded to nearest
+_WORK = 1 << 26  # multiply-adds of a batch: some milliseconds
+_LEAST = 16  # patches of a batch, however large the kernel
 _STRIPS = 8  # rows of patches drawn from a batch: neighbours in a row are alike, strips are not
 
 
@@ -55,13 +59,18 @@ class PatchMoment:
 
     def update(self, x: Floats) -> None:
         """Draw from finite values ``[N, C, H, W]``."""
-        images, _, height, width = x.shape
+        images, _, height, _ = x.shape
         strips = min(_STRIPS, images * height)
         places = self._random.choice(images * height, strips, replace=False)
         drawn = [self._strip(x[place // height], int(place % height)) for place in places]
         patches = np.concatenate(drawn, axis=2)
-        self.total += patches @ patches.transpose(0, 2, 1)
-        self.count += strips * width
+        affordable = max(_LEAST, _WORK // self.total.size)
+        if patches.shape[2] > affordable:
+            kept = self._random.choice(patches.shape[2], affordable, replace=False)
+            patches = np.ascontiguousarray(patches[:, :, np.sort(kept)])
+        for group, part in enumerate(patches):
+            self.total[group] += small_product(part, np.ascontiguousarray(part.T))
+        self.count += patches.shape[2]
 
     def merge(self, other: PatchMoment) -> None:
         """Take in another part."""
