@@ -146,6 +146,8 @@ def qcompile(
         fidelity=tuple(item.to_dict() for item in checked.fidelity),
         kernels=checked.proof.to_dict() if checked.proof else {},
         latency=checked.latency,
+        profile=checked.profile,
+        weights=_weights(state),
         sizes={
             "float_bytes": model_bytes(reference),
             "artifact_bytes": model_bytes(artifact_model),
@@ -314,13 +316,20 @@ def _operators(model: ir.Model) -> dict[str, str]:
 def _calibration(state: State) -> dict[str, Any]:
     if not state.ranges:
         return {}
+    from qcompiler.report.distributions import activation_ranges
+
     return {
         "method": state.recipe.calibration.method,
-        "values": {
-            name: {"lo": item.lo.tolist(), "hi": item.hi.tolist(), "method": item.method}
-            for name, item in state.ranges.items()
-        },
+        "values": activation_ranges(state.ranges, state.statistics),
     }
+
+
+def _weights(state: State) -> tuple[dict[str, Any], ...]:
+    if not state.weights:
+        return ()
+    from qcompiler.report.distributions import weight_ranges
+
+    return tuple(weight_ranges(state.weights))
 
 
 def _describe(model: ir.Model, kind: str, source: str) -> dict[str, Any]:

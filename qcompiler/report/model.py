@@ -12,6 +12,8 @@ from qcompiler.plan import NodeDecision, Plan, Verdict
 
 __all__ = ["Report", "coverage"]
 
+_LISTS = ("fidelity", "layers", "weights")  # fields that are tuples of tables
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -23,10 +25,23 @@ class Report:
         recipe: Name of the recipe.
         form: Output form.
         coverage: Nodes by verdict and by operator, see :func:`coverage`.
-        calibration: Feeds seen, and range and method of each calibrated value.
+        calibration: Method, and per calibrated value its range, what was seen and a histogram, see
+            :func:`qcompiler.report.distributions.activation_ranges`.
+        weights: Per quantized weight its range and a histogram, see
+            :func:`qcompiler.report.distributions.weight_ranges`.
+        layers: Per planned node, in graph order, what is known of its damage: ``node`` (its name in
+            the plan) and any of ``sqnr_db`` (of its output against float's, decibels; None is
+            exact), ``cosine`` (the same), ``weight_sqnr_db`` and ``activation_sqnr_db`` (the shares
+            of weights and of activations alone), ``sensitivity`` (damage to the model's output when
+            this node alone is quantized; any unit, larger is worse) and ``returned`` (true: kept in
+            float because of it).
         fidelity: Per output: cosine, SQNR in dB, largest error (empty when not verified).
         kernels: Planned and seen kernels (empty when not provable on this host).
         latency: Milliseconds of float and artifact on the sample feed, and their ratio.
+        profile: Microseconds by operator on the sample feeds: ``source`` (``measured``), ``runs``,
+            ``float`` and ``artifact`` (operator -> microseconds of a run, fastest of ``runs``, under the names of
+            :func:`qcompiler.report.operators.family`), ``nodes`` (planned node -> microseconds in
+            the artifact). Empty when not measured.
         sizes: Bytes of the float model's and the artifact's weights.
         timings: Seconds per phase and per pass.
         versions: Versions of the packages that matter.
@@ -39,9 +54,12 @@ class Report:
     form: str
     coverage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: tuple[Mapping[str, Any], ...] = ()
+    layers: tuple[Mapping[str, Any], ...] = ()
     fidelity: tuple[Mapping[str, Any], ...] = ()
     kernels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     latency: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    profile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     timings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -59,7 +77,8 @@ class Report:
             for field in dataclasses.fields(self)
             if field.name != "diagnostics"
         }
-        data["fidelity"] = [dict(item) for item in self.fidelity]
+        for name in _LISTS:
+            data[name] = [dict(item) for item in data[name]]
         data["diagnostics"] = [item.to_dict() for item in self.diagnostics]
         return data
 
@@ -67,7 +86,8 @@ class Report:
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         """Read what :meth:`to_dict` wrote."""
         data = dict(data)
-        data["fidelity"] = tuple(data.get("fidelity", ()))
+        for name in _LISTS:
+            data[name] = tuple(data.get(name, ()))
         data["diagnostics"] = tuple(Diagnostic.from_dict(d) for d in data.get("diagnostics", ()))
         return cls(**data)
 

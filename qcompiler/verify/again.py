@@ -29,8 +29,8 @@ def verify_artifact(
         threads: Intra-op threads; None is the runtime's default.
 
     Returns:
-        The artifact's report with ``fidelity``, ``kernels``, ``latency`` and the QC6xx diagnostics
-        replaced.
+        The artifact's report with ``fidelity``, ``kernels``, ``latency``, ``profile`` and the QC6xx
+        diagnostics replaced.
 
     Raises:
         QcError: The float model or the data cannot be used, or the artifact does not load.
@@ -63,5 +63,6 @@ def verify_artifact(
         fidelity=tuple(item.to_dict() for item in checked.fidelity),
         kernels=checked.proof.to_dict() if checked.proof else {},
         latency=checked.latency,
+        profile=checked.profile,
         diagnostics=(*kept, *checked.diagnostics),
     )

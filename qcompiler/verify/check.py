@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,9 @@ from qcompiler.plan import Verdict
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import Proof, prove
+
+if TYPE_CHECKING:
+    from qcompiler.runtime.profile import Profiler
 
 __all__ = ["Checked", "check_artifact", "difference", "refuse_wrong"]
 
@@ -34,12 +38,14 @@ class Checked:
         fidelity: Per output.
         proof: Planned and seen kernels; None where not provable.
         latency: ``float_ms``, ``artifact_ms``, ``ratio`` (> 1 is faster), ``runs``, ``feed``.
+        profile: Times by operator, see :class:`qcompiler.report.model.Report`.
         diagnostics: Codes QC6xx.
     """
 
     fidelity: tuple[OutputFidelity, ...] = ()
     proof: Proof | None = None
     latency: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    profile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def slower_than(self, tolerated: float) -> bool:
@@ -73,23 +79,37 @@ def check_artifact(
         return Checked(diagnostics=(_not_verified(f"runtime {state.target.runtime} is not here"),))
     if not samples:
         return Checked(diagnostics=(_not_verified("there is no feed to run it on"),))
-    from qcompiler.runtime.session import open_session, run
+    from qcompiler.runtime.profile import Profiler
+    from qcompiler.runtime.session import open_session
 
     path = pathlib.Path(source)
     given: ir.Model | pathlib.Path = reference
     if path.suffix == ".onnx" and path.is_file():
         given = path
-    float_session = open_session(given, threads=threads, code=Code.FLOAT_MODEL_FAILS)
-    session = open_session(candidate, settings=state.session, threads=threads)
-    fidelity = compare_outputs(
-        lambda feed: run(float_session, feed, code=Code.FLOAT_MODEL_FAILS),
-        lambda feed: run(session, feed, code=Code.DOES_NOT_LOAD),
-        samples,
-        Padding.of(reference, state.recipe.calibration.mask),
-    )
+    host_fits = _host_fits(state)
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        float_session = open_session(
+            given,
+            threads=threads,
+            profile=pathlib.Path(folder, "float") if host_fits else None,
+            code=Code.FLOAT_MODEL_FAILS,
+        )
+        session = open_session(
+            candidate,
+            settings=state.session,
+            threads=threads,
+            profile=pathlib.Path(folder, "artifact") if host_fits else None,
+        )
+        before, after = Profiler(float_session), Profiler(session)
+        fidelity = compare_outputs(
+            lambda feed: before.run(feed, code=Code.FLOAT_MODEL_FAILS),
+            lambda feed: after.run(feed, code=Code.DOES_NOT_LOAD),
+            samples,
+            Padding.of(reference, state.recipe.calibration.mask),
+        )
+        profile = _profile(before, after, state) if host_fits else {}
     diagnostics = judge(fidelity, state.recipe.verify)
     proof = None
-    host_fits = _host_fits(state)
     quantized = state.plan is not None and any(
         item.verdict is Verdict.QUANTIZED for item in state.plan
     )
@@ -101,7 +121,7 @@ def check_artifact(
         proof = _prove(candidate, state)
         diagnostics.extend(proof.diagnostics())
     latency = _latency(float_session, session, samples[0], _LATENCY_SECONDS) if host_fits else {}
-    checked = Checked(fidelity, proof, latency, tuple(diagnostics))
+    checked = Checked(fidelity, proof, latency, profile, tuple(diagnostics))
     if checked.slower_than(state.recipe.verify.max_slowdown):
         # a verdict that throws work away wants more than half a second of a noisy machine
         latency = _latency(float_session, session, samples[0], _SECOND_LOOK_SECONDS)
@@ -142,6 +162,22 @@ def _prove(candidate: ir.Model, state: State) -> Proof:
 
     assert state.plan is not None
     return prove(state.plan, state.target, optimized_graph(candidate, state.session))
+
+
+def _profile(before: Profiler, after: Profiler, state: State) -> dict[str, Any]:
+    from qcompiler.report.operators import by_family
+
+    float_times, times = before.times(), after.times()
+    if float_times is None or times is None:
+        return {}
+    planned = state.plan.nodes if state.plan is not None else {}
+    return {
+        "source": "measured",
+        "runs": times.runs,
+        "float": by_family(float_times.ops),
+        "artifact": by_family(times.ops),
+        "nodes": {name: round(us, 1) for name, us in times.nodes.items() if name in planned},
+    }
 
 
 def _latency(float_session: Any, session: Any, feed: Feed, seconds: float) -> dict[str, Any]:
