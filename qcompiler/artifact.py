@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.pipeline.contract import Feed
 from qcompiler.plan import Plan
 from qcompiler.report.model import Report
+from qcompiler.runtime.inputs import InputSpec, check_feed, input_specs
 from qcompiler.runtime.settings import SessionSettings
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Artifact", "model_bytes"]
+__all__ = ["Artifact", "check_place", "model_bytes"]
 
 MODEL, PLAN, REPORT, MANIFEST = "model.onnx", "plan.json", "report.json", "manifest.json"
 _FORMAT = 1
@@ -67,10 +69,18 @@ class Artifact:
         return open_session(self.model, settings=self.settings, threads=threads)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Outputs by name for one feed (a session is made once and kept)."""
+        """Outputs by name for one feed (a session is made once and kept).
+
+        Raises:
+            QcError: QC202 to QC204, the feed does not suit the model; QC606, the runtime fails.
+        """
         from qcompiler.runtime.session import run
 
-        return run(self._session, feed)
+        return run(self._session, check_feed(feed, self._inputs), code=Code.DOES_NOT_LOAD)
+
+    @functools.cached_property
+    def _inputs(self) -> tuple[InputSpec, ...]:
+        return input_specs(self.model)
 
     @functools.cached_property
     def _session(self) -> ort.InferenceSession:
@@ -79,25 +89,30 @@ class Artifact:
     def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
         """Write the artifact; nothing half-written is left behind.
 
-        Files go to a temporary folder beside the target, which is then renamed. An artifact that
-        was there before is replaced; a folder with anything else in it is refused.
+        Files go to a temporary folder beside the target, which is then renamed (or, where the
+        folder is empty already, inside it and up). An artifact that was there before is replaced;
+        a folder with anything else in it is refused. A link to a folder stays a link.
 
         Raises:
             QcError: QC706, the place cannot be written, is full, or holds other files.
         """
-        final = pathlib.Path(folder)
-        _check_place(final)
+        final = check_place(folder)
         staging: pathlib.Path | None = None
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+            inside = final.is_dir() and not (final / MANIFEST).is_file()
+            home = final if inside else final.parent
+            home.mkdir(parents=True, exist_ok=True)
+            staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.", dir=home))
             staging.chmod(0o755)
             self._write(staging)
-            _swap(staging, final)
+            if inside:
+                _lift(staging, final)
+            else:
+                _swap(staging, final)
         except OSError as error:
             raise QcError(
                 Code.NOT_WRITABLE,
-                str(final),
+                str(folder),
                 f"cannot be written: {error.strerror or error}",
                 "choose another folder, or free some space",
             ) from error
@@ -110,10 +125,14 @@ class Artifact:
         if model_bytes(self.model) > _INLINE_LIMIT:
             ir.save(self.model, folder / MODEL, external_data=f"{MODEL}.data")
         else:
-            (folder / MODEL).write_bytes(ir.to_proto(self.model).SerializeToString(deterministic=True))
+            (folder / MODEL).write_bytes(
+                ir.to_proto(self.model).SerializeToString(deterministic=True)
+            )
         _write_json(folder / PLAN, self.plan.to_dict())
         _write_json(folder / REPORT, self.report.to_dict())
-        files = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != REPORT}
+        files = {
+            path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != REPORT
+        }
         manifest = {
             "format": _FORMAT,
             **self.manifest,
@@ -142,7 +161,10 @@ class Artifact:
                 f"manifest has format {manifest.get('format')!r}, wanted {_FORMAT}",
                 "compile it again with this version",
             )
-        for name, digest in manifest.get("files", {}).items():
+        files, session = manifest.get("files"), manifest.get("session")
+        if not isinstance(files, dict) or not isinstance(session, dict):
+            raise _damaged(root / MANIFEST, "lacks the tables files and session")
+        for name, digest in files.items():
             path = root / name
             if pathlib.PurePath(name).name != name or not path.is_file():
                 raise QcError(Code.NOT_ARTIFACT, str(path), "is missing", "compile it again")
@@ -153,15 +175,18 @@ class Artifact:
                     "is not what the manifest says (its hash differs)",
                     "to compile an edited plan use qcompile(..., plan=...)",
                 )
-        settings = SessionSettings.from_dict(manifest["session"])
         keep = {k: v for k, v in manifest.items() if k not in ("format", "session", "files")}
-        return cls(
-            model=ir.load(root / MODEL),
-            plan=Plan.load(root / PLAN),
-            report=Report.from_dict(_read_json(root / REPORT)),
-            settings=settings,
-            manifest=keep,
-        )
+        report = _read_json(root / REPORT)
+        try:
+            return cls(
+                model=ir.load(root / MODEL),
+                plan=Plan.load(root / PLAN),
+                report=Report.from_dict(report),
+                settings=SessionSettings.from_dict(session),
+                manifest=keep,
+            )
+        except (OSError, KeyError, TypeError, ValueError, DecodeError) as error:
+            raise _damaged(root, f"{type(error).__name__}: {error}") from error
 
 
 def model_bytes(model: ir.Model) -> int:
@@ -176,16 +201,62 @@ def model_bytes(model: ir.Model) -> int:
     return sum(tensors.values())
 
 
-def _check_place(final: pathlib.Path) -> None:
-    if final.is_file():
-        raise QcError(Code.NOT_WRITABLE, str(final), "is a file, wanted a folder")
-    if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
+def check_place(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The real path of a folder that an artifact may be saved to; nothing is made there yet.
+
+    Raises:
+        QcError: QC706, it is a file, holds other files, or cannot be looked into.
+    """
+    if not isinstance(folder, str | os.PathLike):
         raise QcError(
             Code.NOT_WRITABLE,
-            str(final),
+            "output",
+            f"found a {type(folder).__name__}, wanted a path",
+            "give the path of an empty or new folder",
+        )
+    try:
+        final = pathlib.Path(os.path.realpath(folder))
+        is_file = final.is_file()
+        foreign = final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise QcError(
+            Code.NOT_WRITABLE, str(folder), f"cannot be used: {reason}", "choose another folder"
+        ) from error
+    if is_file:
+        raise QcError(
+            Code.NOT_WRITABLE, str(folder), "is a file, wanted a folder", "choose another name"
+        )
+    if foreign:
+        raise QcError(
+            Code.NOT_WRITABLE,
+            str(folder),
             "holds other files and is not an artifact",
             "choose an empty or new folder",
         )
+    return final
+
+
+def _lift(staging: pathlib.Path, final: pathlib.Path) -> None:
+    """Move the files of ``staging`` up into ``final``, the manifest last: without it there is none.
+
+    An empty folder that is there already may be a mount point or somebody's working directory,
+    which cannot be renamed.
+    """
+    moved = []
+    try:
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
+            moved.append(path.replace(final / path.name))
+    except OSError:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _damaged(path: pathlib.Path, what: str) -> QcError:
+    return QcError(
+        Code.NOT_ARTIFACT, str(path), f"is damaged: {what}", "compile it again with this version"
+    )
 
 
 def _swap(staging: pathlib.Path, final: pathlib.Path) -> None:
@@ -193,13 +264,14 @@ def _swap(staging: pathlib.Path, final: pathlib.Path) -> None:
     if not final.exists():
         staging.rename(final)
         return
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
-    final.rename(old / "was")
+    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.old.", dir=final.parent))
     try:
-        staging.rename(final)
-    except OSError:
-        (old / "was").rename(final)
-        raise
+        final.rename(old / "was")
+        try:
+            staging.rename(final)
+        except OSError:
+            (old / "was").rename(final)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -237,5 +309,5 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             "give a folder written by `qcompile compile` or Artifact.save",
         ) from error
     if not isinstance(data, dict):
-        raise QcError(Code.NOT_ARTIFACT, str(path), "is not a JSON table")
+        raise _damaged(path, "it is no JSON table")
     return data

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pathlib
 import sys
+import traceback
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qcompiler.cli.terminal import FAILED, USAGE, err, fail, out, print_json, steps
+from qcompiler.cli.terminal import (
+    BUG,
+    FAILED,
+    STOPPED,
+    USAGE,
+    err,
+    fail,
+    out,
+    print_json,
+    steps,
+)
 from qcompiler.diagnostics import Code, QcError
 
 if TYPE_CHECKING:
@@ -23,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Compile a model into a quantized, explained and proven ONNX artifact.",
-    epilog="Exit codes: 0 done; 1 done, but a check failed; 2 the input cannot be used.",
+    epilog="Exit codes: 0 done; 1 done, but a check failed; 2 the input cannot be used; "
+    "3 a bug of ours; 130 stopped.",
 )
 targets_app = typer.Typer(no_args_is_help=False, help="List targets, or show one.")
 app.add_typer(targets_app, name="targets", invoke_without_command=True)
@@ -45,6 +58,22 @@ Form = Annotated[str | None, typer.Option(help="ort or qdq; default: the target'
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Threads = Annotated[int | None, typer.Option(help="Intra-op threads.", min=1)]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(importlib.metadata.version("qcompiler-onnx"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("compile")
@@ -167,9 +196,7 @@ def bench(
     """Time an artifact against another model: a process each, interleaved, ratio with spread."""
     from qcompiler.bench.command import bench_models
 
-    rows = bench_models(
-        artifact, against, data, rounds=rounds, seconds=seconds, threads=threads
-    )
+    rows = bench_models(artifact, against, data, rounds=rounds, seconds=seconds, threads=threads)
     if json:
         print_json([row.to_dict() for row in rows])
         return
@@ -178,8 +205,11 @@ def bench(
     table = Table("model", "median ms", "speed-up", "10-90 %", "runs", box=None)
     for row in rows:
         table.add_row(
-            row.name, f"{row.median_ms:.3f}", f"{row.ratio:.2f}x",
-            f"{row.low:.2f}-{row.high:.2f}", str(row.runs),
+            row.name,
+            f"{row.median_ms:.3f}",
+            f"{row.ratio:.2f}x",
+            f"{row.low:.2f}-{row.high:.2f}",
+            str(row.runs),
         )
     out.print(table)
 
@@ -196,15 +226,22 @@ def targets(context: typer.Context, json: Json = False) -> None:
     rows = [load_target(name) for name in target_names() if name != "cpu"]
     host = host_target().name
     if json:
-        print_json([{"name": t.name, "runtime": t.runtime, "description": t.description,
-                     "host": t.name == host} for t in rows])
+        print_json(
+            [
+                {
+                    "name": t.name,
+                    "runtime": t.runtime,
+                    "description": t.description,
+                    "host": t.name == host,
+                }
+                for t in rows
+            ]
+        )
         return
     table = Table("target", "runtime", "form", "rows", "what", box=None)
     for item in rows:
         name = f"{item.name} (this host)" if item.name == host else item.name
-        table.add_row(
-            name, item.runtime, item.form.value, str(len(item.kernels)), item.description
-        )
+        table.add_row(name, item.runtime, item.form.value, str(len(item.kernels)), item.description)
     out.print(table)
 
 
@@ -236,8 +273,9 @@ def probe(
     quick: Annotated[bool, typer.Option(help="Fewer shapes, about 15 s.")] = False,
     json: Json = False,
 ) -> None:
-    """Check every row of a target on the runtime here, and refit its cost model. Exit 1 if a row
-    fails.
+    """Check every row of a target on the runtime here, and refit its costs.
+
+    Exit code 1 when a row does not hold.
     """
     from qcompiler.cli.probing import run_probe
 
@@ -259,8 +297,12 @@ def passes(json: Json = False) -> None:
     table = Table("pass", "phase", "exact", "needs", "gives", "options", "what", box=None)
     for row in rows:
         table.add_row(
-            row["name"], row["phase"], "yes" if row["exact"] else "no", ", ".join(row["needs"]),
-            ", ".join(row["gives"]), " ".join(f"{k}={v}" for k, v in row["options"].items()),
+            row["name"],
+            row["phase"],
+            "yes" if row["exact"] else "no",
+            ", ".join(row["needs"]),
+            ", ".join(row["gives"]),
+            " ".join(f"{k}={v}" for k, v in row["options"].items()),
             row["summary"],
         )
     out.print(table)
@@ -292,16 +334,30 @@ def _load(folder: pathlib.Path) -> Artifact:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; a :class:`QcError` becomes one message and exit code 2."""
+    """Run the command line.
+
+    A :class:`QcError` becomes one message and exit code 1 or 2, and with ``--json`` an object
+    ``{"error": ...}`` too; anything else that is raised is our bug: its traceback and exit code 3.
+    """
     command = typer.main.get_command(app)
     try:
         command(args=arguments, prog_name="qcompile")
     except QcError as error:
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            print_json({"error": error.diagnostic.to_dict()})
         fail(error)
         raise SystemExit(_exit_code(error)) from error
     except KeyboardInterrupt:
         err.print("stopped")
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+        raise SystemExit(0) from None
+    except Exception as error:
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error}"
+        fail(QcError(Code.INTERNAL, "qcompile", said, "please report it with the lines above"))
+        raise SystemExit(BUG) from error
 
 
 def _exit_code(error: QcError) -> int:

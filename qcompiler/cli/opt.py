@@ -6,6 +6,7 @@ import pathlib
 
 import onnx_ir as ir
 
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.ir.text import model_text
 from qcompiler.pipeline.contract import State
@@ -44,7 +45,21 @@ def run_opt(
     run_pipeline(parse_pipeline(passes), opened.model, state)
     if output is None:
         return model_text(opened.model)
-    partial = output.with_name(f".{output.name}.partial")
-    ir.save(opened.model, partial)
-    partial.replace(output)
+    _save(opened.model, output)
     return ""
+
+
+def _save(model: ir.Model, output: pathlib.Path) -> None:
+    """Write an ONNX file under another name, then rename it: nothing half-written stays."""
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        ir.save(model, partial)
+        partial.replace(output)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise QcError(
+            Code.NOT_WRITABLE,
+            str(output),
+            f"cannot be written: {error.strerror or error}",
+            "give the path of a file in a folder that exists",
+        ) from error

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from qcompiler.diagnostics import QcError
 
-__all__ = ["ERRORS", "FAILED", "USAGE", "err", "fail", "out", "print_json", "steps"]
+__all__ = ["BUG", "FAILED", "STOPPED", "USAGE", "err", "fail", "out", "print_json", "steps"]
 
-# Exit codes: 0 done; 1 done, but a check failed; 2 the input cannot be used.
-FAILED, USAGE = 1, 2
-ERRORS = (QcError,)
+# Exit codes: 0 done; 1 done, but a check failed; 2 the input cannot be used; 3 our own bug;
+# 130 stopped by the user.
+FAILED, USAGE, BUG, STOPPED = 1, 2, 3, 130
 
 out = Console()
 err = Console(stderr=True)
@@ -33,9 +33,11 @@ def print_json(data: Any) -> None:
 def fail(error: QcError) -> None:
     """Show a diagnostic on standard error."""
     item = error.diagnostic
-    err.print(Text.assemble((f"{item.code.id} ", "bold red"), f"{item.where}: {item.message}"))
+    place = f"{item.where}: " if item.where else ""
+    said = Text.assemble((f"{item.code.id} ", "bold red"), place + item.message)
+    err.print(said, soft_wrap=True)
     if item.hint:
-        err.print(Text(f"hint: {item.hint}", style="dim"))
+        err.print(Text(f"hint: {item.hint}", style="dim"), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["all_graphs", "all_nodes", "body_graphs", "op_name", "outer_uses"]
+__all__ = ["all_graphs", "all_nodes", "body_graphs", "custom_operators", "op_name", "outer_uses"]
 
 _STANDARD = ("", "ai.onnx")
+_KNOWN = frozenset({*_STANDARD, "ai.onnx.ml", "com.microsoft"})  # what onnxruntime has built in
 
 
 def op_name(node: ir.Node) -> str:
@@ -39,6 +40,11 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Every node of every graph."""
     for graph in all_graphs(model):
         yield from graph
+
+
+def custom_operators(model: ir.Model) -> list[str]:
+    """Operators of domains that neither the standard nor ONNX Runtime brings, in graph order."""
+    return list(dict.fromkeys(op_name(n) for n in all_nodes(model) if n.domain not in _KNOWN))
 
 
 def outer_uses(graph: ir.Graph) -> set[ir.Value]:

@@ -149,6 +149,20 @@ def run_pipeline(
 def _dump(
     folder: pathlib.Path, index: int, item: Pass, seconds: float, before: str, after: str
 ) -> None:
+    try:
+        _write_dump(folder, index, item, seconds, before, after)
+    except OSError as error:
+        raise QcError(
+            Code.NOT_WRITABLE,
+            str(folder),
+            f"dumps cannot be written: {error.strerror or error}",
+            "choose another folder",
+        ) from error
+
+
+def _write_dump(
+    folder: pathlib.Path, index: int, item: Pass, seconds: float, before: str, after: str
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# after {pipeline_text([item])} ({seconds:.3f} s)\n"
     (folder / f"{index:02d}-{item.name}.txt").write_text(head + after, encoding="utf-8")

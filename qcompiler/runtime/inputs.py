@@ -62,6 +62,13 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[InputSpec]) -> Feed:
         QcError: QC202 names, QC203 shapes (equal names of dimensions included), QC204 types.
     """
     wanted = {spec.name: spec for spec in specs}
+    if not isinstance(feed, Mapping):
+        raise QcError(
+            Code.FEED_NAME,
+            "feed",
+            f"found a {type(feed).__name__}, wanted a mapping from input names to arrays",
+            "feed {" + ", ".join(f"{name!r}: ..." for name in wanted) + "}",
+        )
     for name in feed:
         if name not in wanted:
             raise QcError(

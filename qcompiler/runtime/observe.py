@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import fresh_name, remove_dead
+from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
@@ -22,7 +23,7 @@ from qcompiler.runtime.settings import SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["observe"]
+__all__ = ["inferred_shapes", "observe"]
 
 Observed = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
 
@@ -55,11 +56,7 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
     Raises:
         QcError: QC607, the runtime cannot load or run the model on the feed.
     """
-    found: Observed = {}
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None:
-            shape = tuple(int(size) for size in value.const_value.shape.numpy())
-            found[name] = (value.const_value.dtype.numpy(), shape)
+    found = _constants(model)
     found.update((name, (array.dtype, array.shape)) for name, array in feed.items())
     open_: dict[str, np.dtype[np.generic]] = {}
     for name, dtype, inferred in _infer(model, feed):
@@ -72,6 +69,33 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
         shapes = run(_open(tapped), feed, taps)
         for (name, dtype), tap in zip(open_.items(), taps, strict=True):
             found[name] = (dtype, tuple(int(size) for size in shapes[tap]))
+    return found
+
+
+def inferred_shapes(model: ir.Model, feed: Feed) -> Observed:
+    """What shape inference alone tells when the model is fed ``feed``; nothing runs.
+
+    For models that the runtime cannot run. Values behind an unknown operator are missing.
+    """
+    found = _constants(model)
+    found.update((name, (array.dtype, array.shape)) for name, array in feed.items())
+    shaped = _shaped(model, feed)
+    infer_shapes(shaped)
+    for node in shaped.graph:
+        for value in node.outputs:
+            known = value.shape is not None and all(isinstance(d, int) for d in value.shape)
+            if value.name and value.dtype is not None and known:
+                assert value.shape is not None
+                found[value.name] = (value.dtype.numpy(), tuple(value.shape.numpy()))
+    return found
+
+
+def _constants(model: ir.Model) -> Observed:
+    found: Observed = {}
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            shape = tuple(int(size) for size in value.const_value.shape.numpy())
+            found[name] = (value.const_value.dtype.numpy(), shape)
     return found
 
 

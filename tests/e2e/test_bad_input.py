@@ -222,11 +222,24 @@ def test_a_plan_of_another_model() -> None:
     refused(Code.BAD_PLAN, recipe=STATIC, calibration=FEEDS, plan=plan)
 
 
-def test_an_operator_that_the_runtime_does_not_know_is_named() -> None:
+def test_an_operator_that_the_runtime_does_not_know_cannot_be_calibrated() -> None:
     model = _with_node_in_front("Wobble", "my.domain")
     with pytest.raises(QcError) as caught:
-        qcompile(model)
+        qcompile(model, recipe=STATIC, calibration=FEEDS)
+    assert caught.value.code is Code.FLOAT_MODEL_FAILS
     assert "my.domain:Wobble" in str(caught.value)
+    assert "leave the data out" in caught.value.diagnostic.hint
+
+
+def test_an_operator_that_the_runtime_does_not_know_stays_in_float_unverified() -> None:
+    artifact = qcompile(
+        _with_node_in_front("Wobble", "my.domain"), recipe={"base": "dynamic-int8", "force": True}
+    )
+    wobble = next(item for item in artifact.plan if item.op == "my.domain:Wobble")
+    assert wobble.reason is not None
+    assert wobble.reason.code is Code.CUSTOM_OP
+    said = next(d for d in artifact.report.diagnostics if d.code is Code.NOT_VERIFIED)
+    assert "my.domain:Wobble" in said.message
 
 
 def test_an_operator_that_the_compiler_does_not_know_stays_in_float_with_a_reason() -> None:

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from qcompiler.diagnostics import QcError
+from qcompiler.ir.walk import custom_operators
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.runtime.inputs import generate_feed
-from qcompiler.runtime.observe import observe
+from qcompiler.runtime.observe import inferred_shapes, observe
 
 __all__ = ["ObserveShapes"]
 
@@ -28,10 +30,33 @@ class ObserveShapes(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Fill ``state.shapes``; the model is untouched.
 
+        Shapes of a model with custom operators, which the runtime may not know, are inferred when
+        it does not run.
+
         Raises:
             QcError: QC607, the runtime cannot run the float model on the sample.
         """
         if state.sample is None:
             state.sample = generate_feed(model, state.recipe.seed)
-        state.shapes = observe(model, state.sample)
+        try:
+            state.shapes = observe(model, state.sample)
+        except QcError as error:
+            custom = custom_operators(model)
+            if not custom:
+                raise
+            if state.feeds is not None:
+                raise _cannot_calibrate(error, custom) from error
+            state.shapes = inferred_shapes(model, state.sample)
         return PassResult(modified=False)
+
+
+def _cannot_calibrate(error: QcError, custom: list[str]) -> QcError:
+    found = error.diagnostic
+    return QcError(
+        found.code,
+        found.where,
+        f"{found.message}; the model has custom operators: {', '.join(custom[:5])}",
+        "calibration runs the model: leave the data out, and dynamic or weight-only kernels are "
+        "used without running it",
+        custom=custom,
+    )
