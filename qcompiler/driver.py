@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.artifact import Artifact, model_bytes
+from qcompiler.artifact import Artifact, check_place, model_bytes
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.edit import remove_dead
 from qcompiler.ir.provenance import module_of, origins
@@ -27,6 +27,7 @@ from qcompiler.pipeline.run import PassTiming, run_pipeline
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import Recipe
 from qcompiler.report.model import Report, coverage, removed_decisions
+from qcompiler.runtime.inputs import generate_feed
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form, Target
@@ -90,6 +91,9 @@ def qcompile(
     resolved = load_target(target)
     wanted = _form(form, resolved)
     given = _plan(plan)
+    _check_threads(threads)
+    if output is not None:
+        check_place(output)  # before minutes of work, not after
     with clock("open"):
         from qcompiler.frontends import open_model
 
@@ -110,6 +114,8 @@ def qcompile(
     if opened.quantized:
         artifact_model = reference.clone()
         state.plan = _untouched(artifact_model, state, Code.ALREADY_QUANTIZED)
+        if state.sample is None:
+            state.sample = generate_feed(artifact_model, recipe.seed)
         state.diagnostics.append(_already_quantized(opened.source))
     else:
         passes = _passes(recipe)
@@ -124,7 +130,8 @@ def qcompile(
                 reference, artifact_model, state, samples, threads=threads, source=opened.source
             )
         slower = checked.slower_than(recipe.verify.max_slowdown)
-        if slower and recipe.verify.guard and not recipe.force and _is_quantized(state.plan):
+        may_drop = given is None and not recipe.force  # what the user spelled out stays
+        if slower and recipe.verify.guard and may_drop and _is_quantized(state.plan):
             with clock("fall back to float"):
                 passes = ()
                 artifact_model, state, checked = _fall_back(
@@ -284,8 +291,26 @@ def _plan(plan: Plan | Mapping[str, Any] | str | os.PathLike[str] | None) -> Pla
         return plan
     if isinstance(plan, Mapping):
         return Plan.from_dict(plan)
+    if not isinstance(plan, str | os.PathLike):
+        raise QcError(
+            Code.BAD_PLAN,
+            "plan",
+            f"found a {type(plan).__name__}, wanted a Plan, a mapping or the path of a plan.json",
+            "artifact.plan and artifact.plan.to_dict() are such",
+        )
     path = pathlib.Path(plan)
     return Plan.load(path / "plan.json" if path.is_dir() else path)
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is None or (isinstance(threads, int) and threads >= 1):
+        return
+    raise QcError(
+        Code.USAGE,
+        "threads",
+        f"found {threads!r}, wanted a whole number from 1 on",
+        "leave it out to let the runtime choose",
+    )
 
 
 def _passes(recipe: Recipe) -> tuple[Pass, ...]:
