@@ -14,7 +14,7 @@ from qcompiler.calibration.moments import LARGEST, PatchMoment
 from qcompiler.ir.edit import constant
 from qcompiler.numerics.products import small_product
 
-__all__ = ["Layer", "channel_axis", "layers_reading", "patch_moment", "sketch"]
+__all__ = ["Layer", "channel_axis", "judging", "layers_reading", "patch_moment", "sketch"]
 
 _SKETCH = 32  # columns of the random projection
 _LINEAR = ("MatMul", "Gemm")
@@ -117,6 +117,17 @@ def channel_axis(layers: Iterable[Layer], rank: int) -> int | None:
     if not axes or rank < 2:
         return None
     return 1 if axes == {1} else -1
+
+
+def judging(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers whose channels lie along :func:`channel_axis`: the columns of sampled rows.
+
+    A value that a Conv and a MatMul read is sampled along the axis of the MatMul, of which a Conv
+    knows nothing.
+    """
+    layers = tuple(layers)
+    linear = tuple(layer for layer in layers if layer.channel_axis == -1)
+    return linear or layers
 
 
 def _ints(node: ir.Node, name: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qcompiler.calibration.calibrators import MinMax, MovingAverage
 from qcompiler.calibration.clipping import entropy_range, mse_range, percentile_range
 from qcompiler.calibration.histogram import Histogram
-from qcompiler.calibration.layers import Layer, channel_axis, patch_moment
+from qcompiler.calibration.layers import Layer, channel_axis, judging, patch_moment
 from qcompiler.calibration.moments import PatchMoment
 from qcompiler.calibration.output_error import Candidate, Judge, candidates, search
 from qcompiler.calibration.rows import Channels, Reservoir
@@ -142,7 +142,7 @@ class TensorSummary:
             return Candidate(*mse_range(values, spec), "mse")
         assert self.channels is not None
         assert self.reservoir is not None
-        judge = Judge(self.reservoir.rows, layers, self.channels, values)
+        judge = Judge(self.reservoir.rows, judging(layers), self.channels, values)
         found = candidates(values, min(lo, 0.0), max(hi, 0.0), spec, options.bins)
         return search(found, judge, spec)[0]
 

@@ -128,7 +128,9 @@ def smallest_scale(use: WeightUse, state: State) -> npt.NDArray[np.float32] | No
         x_scale, _ = stored_parameters(state, x.name or "")
     except QcError:
         return None  # no ranges yet: insert-qdq will say so
-    floor = np.abs(bias.astype(np.float64)) / (float(x_scale) * _LARGEST_BIAS)
+    size = np.abs(bias.astype(np.float64))
+    size[~np.isfinite(size)] = 0.0  # a mask (-inf) never fits, and saturates
+    floor = size / (float(x_scale) * _LARGEST_BIAS)
     array = constant(use.value)
     assert array is not None
     shape = [1] * array.ndim
