@@ -474,12 +474,17 @@ def _gather(size: tuple[int, ...], rng: np.random.Generator) -> Probed:
     w = _weight(QSpec.parse("s8c@0"), (entries, width), 0, rng)
     ids = rng.integers(0, entries, count).astype(np.int64)
 
-    def ort(tape: Tape, values: Mapping[str, ir.Value]) -> ir.Value:
+    def by_row(tape: Tape, values: Mapping[str, ir.Value]) -> ir.Value:
         rows = tape.op("Cast", tape.op("Gather", w.q, values["ids"]), to=int(ir.DataType.FLOAT))
         value: ir.Value = tape.op("Mul", rows, tape.op("Gather", w.scale, values["ids"]))
         return value
 
-    builds: dict[str, Build] = {"float": lambda t, v: t.op("Gather", w.real, v["ids"]), "ort": ort}
+    # standard operators in both forms: DequantizeLinear would dequantize the whole table
+    builds: dict[str, Build] = {
+        "float": lambda t, v: t.op("Gather", w.real, v["ids"]),
+        "ort": by_row,
+        "qdq": by_row,
+    }
     work = Work(0, count, count * width)
     feeds = {form: {"ids": ids} for form in builds}
     return Probed(work, feeds, builds, w.real[ids], _EXACT)
