@@ -45,6 +45,10 @@ def move_uses(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: Iterable[ir.N
         old.name = fresh_name(graph, f"{name}/float")
         new.name = name
 
+# Half of int32 is left to the sum that the constant is added to: beyond it (an infinite bias) the
+# constant saturates here, and nothing wraps around.
+_LARGEST = float(2**30)
+
 
 class QdqWriter:
     """Inserts the nodes that quantize and dequantize values of one graph."""
@@ -217,9 +221,8 @@ class QdqWriter:
         """DQ of ``array`` rounded to int32 in steps of ``scale`` (one, or one per element)."""
         source = node.inputs[index]
         name = (source.name if source is not None else None) or f"{node.name}/bias"
-        limits = np.iinfo(np.int32)
         steps = np.rint(array.astype(np.float64).reshape(-1) / scale.astype(np.float64))
-        q = np.clip(steps, limits.min, limits.max).astype(np.int32)
+        q = np.clip(steps, -_LARGEST, _LARGEST).astype(np.int32)
         per_tensor = scale.size == 1
         tape = Tape(self.graph, f"{name}/q")
         dq = tape.op(
