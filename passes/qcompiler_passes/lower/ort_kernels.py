@@ -119,15 +119,18 @@ def matmul_nbits(site: Site, tape: Tape) -> Lowered:
     blob = pack_matmul_nbits(weight)
     k, n = blob.shape
     bias, add = _bias(site, w)
-    scale_dtype = w.scale.dtype
-    assert scale_dtype is not None
+    x, dtype = site.node.inputs[0], w.scale.dtype
+    # Chains of float16 MatMulNBits and Cast overwrite their inputs below level "all" (1.31.1), and
+    # the kernel computes in float32 anyway: it is given float32, and the Casts stand in the graph.
+    is_half = dtype is ir.DataType.FLOAT16
+    if is_half:
+        x = tape.op("Cast", x, to=ir.DataType.FLOAT)
+        bias = bias and tape.op("Cast", bias, to=ir.DataType.FLOAT)
     result = tape.op(
         "MatMulNBits",
-        site.node.inputs[0],
+        x,
         add_initializer(tape.graph, f"{w.q.name}/blocks", blob.data),
-        add_initializer(
-            tape.graph, f"{w.scale.name}/blocks", blob.scale.astype(scale_dtype.numpy())
-        ),
+        add_initializer(tape.graph, f"{w.scale.name}/blocks", blob.scale.astype(np.float32)),
         *_optional(
             None
             if blob.zero_point is None
@@ -142,7 +145,10 @@ def matmul_nbits(site: Site, tape: Tape) -> Lowered:
         block_size=blob.block_size,
         accuracy_level=_ACCURACY_LEVEL,
     )
-    return Lowered((site.node, *add), result, tape.nodes[-1])
+    main = tape.nodes[-1]
+    if is_half:
+        result = tape.op("Cast", result, to=ir.DataType.FLOAT16)
+    return Lowered((site.node, *add), result, main)
 
 
 def qlinear_conv(site: Site, tape: Tape) -> Lowered:
