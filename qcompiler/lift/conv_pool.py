@@ -6,6 +6,7 @@ explicit padding of the operand.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from qcompiler.lift.operands import Ints, Table, ints
 
-__all__ = ["OPERATORS", "conv"]
+__all__ = ["OPERATORS", "conv", "resolve_pads"]
 
 AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]
 
@@ -44,7 +45,7 @@ def conv(
     rank = x.ndim - 2
     dilation, stride = ints(dilations) or [1] * rank, ints(strides) or [1] * rank
     kernel = list(w.shape[2:])
-    begins, ends = _pads(x, kernel, auto_pad, dilation, pads, stride)
+    begins, ends = resolve_pads(x.shape[2:], kernel, auto_pad, dilation, pads, stride)
     if begins != ends:
         x, begins = _padded(x, begins, ends, 0.0), [0] * rank
     return _CONV[rank](x, w, b, stride, begins, dilation, group)
@@ -97,7 +98,7 @@ def max_pool(
     """Largest element of each window; padding never wins."""
     kernel, rank = ints(kernel_shape), x.ndim - 2
     dilation, stride = ints(dilations) or [1] * rank, ints(strides) or [1] * rank
-    begins, ends = _pads(x, kernel, auto_pad, dilation, pads, stride)
+    begins, ends = resolve_pads(x.shape[2:], kernel, auto_pad, dilation, pads, stride)
     if ceil_mode:
         ends = _widen(x, kernel, dilation, stride, begins, ends)
     x = _padded(x, begins, ends, float("-inf"))
@@ -118,7 +119,7 @@ def average_pool(
     """Mean of each window; padding counts only when asked."""
     kernel, rank = ints(kernel_shape), x.ndim - 2
     dilation, stride = ints(dilations) or [1] * rank, ints(strides) or [1] * rank
-    begins, ends = _pads(x, kernel, auto_pad, dilation, pads, stride)
+    begins, ends = resolve_pads(x.shape[2:], kernel, auto_pad, dilation, pads, stride)
     if not (any(begins) or any(ends) or ceil_mode) and set(dilation) <= {1}:
         return _AVERAGE_POOL[rank](x, kernel, stride)
     wide = _widen(x, kernel, dilation, stride, begins, ends) if ceil_mode else ends
@@ -147,14 +148,19 @@ def _split_pads(pads: Ints, rank: int) -> tuple[list[int], list[int]]:
     return widths[:rank], widths[rank:]
 
 
-def _pads(
-    x: Tensor, kernel: list[int], auto_pad: str, dilation: list[int], pads: Ints, stride: list[int]
+def resolve_pads(
+    sizes: Sequence[int],
+    kernel: list[int],
+    auto_pad: str,
+    dilation: list[int],
+    pads: Ints,
+    stride: list[int],
 ) -> tuple[list[int], list[int]]:
     """Begins and ends; SAME gives ``ceil(size / stride)`` outputs."""
     if auto_pad in ("NOTSET", "VALID"):
         return _split_pads(pads if auto_pad == "NOTSET" else None, len(kernel))
     small, large = [], []
-    for size, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True):
+    for size, k, d, s in zip(sizes, kernel, dilation, stride, strict=True):
         total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
         small.append(total // 2)
         large.append(total - total // 2)
