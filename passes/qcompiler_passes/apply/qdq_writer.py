@@ -45,6 +45,7 @@ def move_uses(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: Iterable[ir.N
         old.name = fresh_name(graph, f"{name}/float")
         new.name = name
 
+
 # Half of int32 is left to the sum that the constant is added to: beyond it (an infinite bias) the
 # constant saturates here, and nothing wraps around.
 _LARGEST = float(2**30)
