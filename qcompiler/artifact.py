@@ -1,8 +1,8 @@
 """The artifact: a folder that ONNX Runtime deploys, with the plan, the report and the manifest.
 
-``model.onnx`` (and ``model.onnx.data`` when large), ``plan.json``, ``report.json``,
-``manifest.json`` (hashes, versions, session options). The same inputs give the same ``model.onnx``,
-``plan.json`` and ``manifest.json``, byte for byte; ``report.json`` holds times.
+``model.onnx`` (and ``model.onnx.data`` when large), ``plan.json``, ``report.json`` and the same to
+look at, ``report.html``, ``manifest.json`` (hashes, versions, session options). The same inputs give
+the same ``model.onnx``, ``plan.json`` and ``manifest.json``, byte for byte; the report holds times.
 """
 
 from __future__ import annotations
@@ -130,9 +130,11 @@ class Artifact:
             )
         _write_json(folder / PLAN, self.plan.to_dict())
         _write_json(folder / REPORT, self.report.to_dict())
-        files = {
-            path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != REPORT
-        }
+        from qcompiler.report.page import PAGE, write_page  # only who saves needs the templates
+
+        write_page(self.report, self.plan, folder / PAGE)
+        changing = (REPORT, PAGE)
+        files = {p.name: _digest(p) for p in sorted(folder.iterdir()) if p.name not in changing}
         manifest = {
             "format": _FORMAT,
             **self.manifest,

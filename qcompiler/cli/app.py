@@ -184,6 +184,22 @@ def verify(
 
 
 @app.command()
+def report(
+    artifact: Out,
+    output: Annotated[
+        pathlib.Path | None,
+        typer.Option("--output", "-o", help="File to write; default: report.html in the folder."),
+    ] = None,
+) -> None:
+    """Write the report of an artifact as one HTML file, to open in a browser."""
+    from qcompiler.report.page import PAGE, write_page
+
+    loaded = _load(artifact)
+    path = write_page(loaded.report, loaded.plan, output or artifact / PAGE)
+    err.print(f"written to {path}")
+
+
+@app.command()
 def bench(
     artifact: Out,
     against: Annotated[str, typer.Option(help="ONNX file or artifact to compare with.")],

@@ -128,7 +128,9 @@ def coverage(plan: Plan) -> dict[str, Any]:
     }
 
 
-def removed_decisions(removed: Mapping[str, str], op_of: Mapping[str, str]) -> tuple[NodeDecision, ...]:
+def removed_decisions(
+    removed: Mapping[str, str], op_of: Mapping[str, str]
+) -> tuple[NodeDecision, ...]:
     """Decisions for the user's nodes that exact passes folded away."""
     return tuple(
         NodeDecision(name, op_of.get(name, "?"), Verdict.REMOVED, into=by, origin=(name,))

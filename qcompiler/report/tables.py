@@ -87,7 +87,10 @@ def _facts(report: Report) -> Iterable[tuple[str, str]]:
         )
     if report.sizes:
         before, after = report.sizes["float_bytes"], report.sizes["artifact_bytes"]
-        yield "size", f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / max(before, 1):.0%})"
+        yield (
+            "size",
+            f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / max(before, 1):.0%})",
+        )
     for item in report.fidelity:
         sqnr = "exact" if item["sqnr_db"] is None else f"SQNR {item['sqnr_db']:.1f} dB"
         yield (

@@ -178,7 +178,7 @@ def _prove(candidate: ir.Model, state: State) -> Proof:
 
 
 def _profile(before: Profiler, after: Profiler, state: State) -> dict[str, Any]:
-    from qcompiler.report.operators import by_family
+    from qcompiler.report.operators import by_family, by_planned
 
     float_times, times = before.times(), after.times()
     if float_times is None or times is None:
@@ -189,7 +189,7 @@ def _profile(before: Profiler, after: Profiler, state: State) -> dict[str, Any]:
         "runs": times.runs,
         "float": by_family(float_times.ops),
         "artifact": by_family(times.ops),
-        "nodes": {name: round(us, 1) for name, us in times.nodes.items() if name in planned},
+        "nodes": by_planned(times.nodes, planned),
     }
 
 
