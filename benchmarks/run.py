@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from qcompiler import QcError
+from qcompiler.runtime.session import runtime_errors
 from qcompiler_models import REAL_MODELS, load_model
 from qcompiler_models.real import RealModel
 from suite import experiments, fidelity, latency
@@ -39,11 +40,13 @@ def main() -> None:
         model = load_model(name)
         if "compile" in options.only:
             _compile(model, contestants, maker, results)
+            results.save()
         if "fidelity" in options.only:
             _fidelity(model, contestants, maker, results, options)
+            results.save()
         if "latency" in options.only:
             _latency(model, contestants, maker, results, options)
-        results.save()
+            results.save()
     repeats = 1 if options.quick else 3
     if "compile" in options.only and "minilm" in options.models:
         _say("compile time, minilm")
@@ -84,7 +87,7 @@ def _fidelity(
         try:
             candidate = maker.candidate(contestant, model)
             scores = fidelity.score(model, candidate, threads=options.threads, limit=limit)
-        except (JobError, QcError, RuntimeError) as error:
+        except (JobError, QcError, *runtime_errors()) as error:
             scores = {"failed": plain(str(error))}
         results.put(model, contestant.name, "fidelity", scores)
 

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["finish", "load_feeds", "peak_mb", "read_spec"]
+__all__ = ["finish", "load_feeds", "peak_mb", "raised_for_channels", "read_spec"]
+
+_OLDEST_OPSET = 13  # DequantizeLinear has an axis from here on
+_RAISED_OPSET = 17
 
 STARTED = time.perf_counter()
 
@@ -29,6 +32,23 @@ def load_feeds(folder: str) -> list[dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as arrays:
             feeds.append({name: arrays[name] for name in arrays.files})
     return feeds
+
+
+def raised_for_channels(path: str, folder: str) -> str:
+    """A file whose opset can hold a scale per channel: ``path``, or a raised copy in ``folder``.
+
+    Users of the peers must do the same: on an older opset their models do not load.
+    """
+    import onnx
+    from onnx import version_converter
+
+    bare = onnx.load(path, load_external_data=False)
+    opset = next(item.version for item in bare.opset_import if item.domain in ("", "ai.onnx"))
+    if opset >= _OLDEST_OPSET:
+        return path
+    raised = str(pathlib.Path(folder) / "raised.onnx")
+    onnx.save(version_converter.convert_version(onnx.load(path), _RAISED_OPSET), raised)
+    return raised
 
 
 def peak_mb() -> float:

@@ -6,13 +6,11 @@ Spec: ``model``, ``output`` (``.onnx`` file, or ``.xml`` for OpenVINO's own form
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import Any
 
-from job import STARTED, finish, load_feeds, peak_mb, read_spec
-
-_OLDEST_OPSET = 13  # NNCF quantizes per channel from here on
-_RAISED_OPSET = 17
+from job import STARTED, finish, load_feeds, peak_mb, raised_for_channels, read_spec
 
 
 def main() -> None:
@@ -44,13 +42,8 @@ def main() -> None:
 def _read(runtime: Any, spec: dict[str, Any]) -> Any:
     if spec["output"].endswith(".xml"):
         return runtime.Core().read_model(spec["model"])
-    model = runtime.load(spec["model"])
-    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    if opset < _OLDEST_OPSET:
-        from onnx import version_converter
-
-        model = version_converter.convert_version(model, _RAISED_OPSET)
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        return runtime.load(raised_for_channels(spec["model"], folder))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from job import STARTED, finish, load_feeds, peak_mb, read_spec
+from job import STARTED, finish, load_feeds, peak_mb, raised_for_channels, read_spec
 
 
 def main() -> None:
@@ -32,7 +32,8 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             prepared = pathlib.Path(folder) / "prepared.onnx"
-            quant_pre_process(spec["model"], str(prepared), skip_symbolic_shape=True)
+            source = raised_for_channels(spec["model"], folder)
+            quant_pre_process(source, str(prepared), skip_symbolic_shape=True)
             pre_process_seconds = time.perf_counter() - imported
             _quantize_static(quantization, spec, prepared)
     finish(
