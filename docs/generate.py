@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from qcompiler.diagnostics import Code
+from qcompiler.remedies import REMEDIES
 
 DOCS = pathlib.Path(__file__).parent
 FAMILIES = {
@@ -24,8 +25,13 @@ def diagnostics_page() -> str:
     lines = [
         "# Diagnostics",
         "",
-        "Generated from `qcompiler/diagnostics.py` by `make docs`. A code is never reused. Each",
-        "diagnostic names the place, what was found, what was wanted, and what to do.",
+        "Generated from `qcompiler/diagnostics.py` and `remedies.py` by `make docs`. A code is",
+        "never reused. Each diagnostic names the place, what was found, what was wanted, and what",
+        "to do; in Python it is `QcError.diagnostic` (raised) or one of `artifact.report.diagnostics`",
+        "(reported), with its numbers in `values`.",
+        "",
+        "*info* tells a decision, *warning* asks for a look, *error* is raised where the compile",
+        "cannot go on, and else raised by `strict=True`.",
     ]
     family = ""
     for code in sorted(Code, key=lambda code: code.id):
@@ -34,6 +40,8 @@ def diagnostics_page() -> str:
             lines += ["", f"## QC{family}xx: {FAMILIES[family]}"]
         name = code.name.lower().replace("_", "-")
         lines += ["", f"### {code.id} {name} ({code.severity.name.lower()})", "", code.explanation]
+        if code in REMEDIES:
+            lines += ["", f"**What to do.** {REMEDIES[code]}"]
     return "\n".join(lines) + "\n"
 
 

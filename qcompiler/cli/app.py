@@ -367,7 +367,7 @@ def run(arguments: list[str] | None = None) -> None:
         err.print("stopped")
         raise SystemExit(STOPPED) from None
     except BrokenPipeError:  # the reader, as `head`, has seen enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         raise SystemExit(0) from None
     except Exception as error:
         traceback.print_exc()

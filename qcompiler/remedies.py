@@ -1,0 +1,122 @@
+"""What to do about each code: the second half of its section in ``docs/diagnostics.md``.
+
+A diagnostic's own hint is about its case; this is about the kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qcompiler.diagnostics import Code
+
+__all__ = ["REMEDIES"]
+
+_REPORT = "Report it with the message and, if you can, the folder of `--dump`."
+
+REMEDIES: Mapping[Code, str] = {
+    # kept in float
+    Code.NO_KERNEL: "Nothing: `qcompile targets show NAME` lists what the target computes in low "
+    "precision. If your runtime has such a kernel, add a row (docs/writing_a_target.md).",
+    Code.NOT_CONSTANT: "If the operand is a weight in truth, export it as an initializer; a product "
+    "of two activations (as in attention) stays in float.",
+    Code.UNKNOWN_SHAPE: "Give `calibration=` or `example_inputs=` that the model runs on, or fix the "
+    "dimension at export.",
+    Code.GROUP_SIZE: "Choose a smaller `group_size` for this node by a rule.",
+    Code.DOES_NOT_PAY: "Usually nothing. `qcompile probe --save` fits the costs to your machine; "
+    "`force = true` in a rule quantizes it all the same.",
+    Code.KEPT_BY_RULE: "Remove or narrow the rule, or the edit of the plan, to let the compiler "
+    "decide.",
+    Code.NOT_SELECTED: "Add the scheme to `schemes` of the recipe, or a rule for this node.",
+    Code.NO_CALIBRATION: "Give `calibration=`: some dozens of typical feeds.",
+    Code.WRONG_DTYPE: "Nothing: integers and booleans are not quantized. A float64 model is best "
+    "exported as float32.",
+    Code.CONDITION: "The message says what was found and what is wanted; often another export "
+    "(constant weight, fixed rank) meets it.",
+    Code.TRAP: "Nothing: the compiler avoids what the runtime is known to get wrong. A newer "
+    "runtime may be free of it; `qcompile probe` tells.",
+    Code.IN_SUBGRAPH: "If the branch or loop is constant, export the model without it.",
+    Code.CUSTOM_OP: "Nothing: the operator runs in float. Nodes around it are quantized as usual.",
+    Code.ALREADY_QUANTIZED: "Give the float model to have it compiled.",
+    Code.FLOAT_NEIGHBOURS: "Look at what keeps the neighbours in float; a `force` rule on the group "
+    "overrides the cost.",
+    Code.SHAPE_COMPUTATION: "Nothing.",
+    Code.SHARED_WEIGHT: "Quantize both readers by rules, or give each its own copy of the weight.",
+    Code.DATA_MOVEMENT: "Nothing: it follows its neighbours.",
+    Code.MEASURED_SLOWER: "Run `qcompile probe --save` so that the costs fit this machine, compile "
+    "again on an idle machine, or set `force = true` if size matters more.",
+    Code.FOR_SIZE: "Leave `embeddings` out (`embeddings = false`) to keep tables in float.",
+    Code.FORCED: "Remove `force` from the recipe or rule to get the faster form.",
+    # calibration
+    Code.EMPTY_CALIBRATION: "Check the path, the filter or the generator: one sample is the least, "
+    "some dozens are good.",
+    Code.FEED_NAME: "Use the names that the message lists; `qcompile opt MODEL --passes ''` prints "
+    "the inputs.",
+    Code.FEED_SHAPE: "Dimensions named alike must be equal; `?` and names take any size.",
+    Code.FEED_DTYPE: "Convert with `.astype(...)`; only lossless conversions are done for you.",
+    Code.NOT_FINITE: "Run the float model on that feed: the sample or its preprocessing is broken, "
+    "or a layer overflows.",
+    Code.CALIBRATION_WOULD_HELP: "Give `calibration=` and use recipe `auto` or `static-int8`.",
+    Code.DEAD_TENSOR: "Give data that uses this part of the model; else it is stored as zero.",
+    Code.CALIBRATION_SOURCE: "Iterate over the source by itself to see where it fails. Pickled "
+    "arrays are refused: save plain arrays with `numpy.savez`.",
+    Code.FEW_SAMPLES: 'Give more samples, or use `method = "minmax"`.',
+    Code.SUMMARY_MISMATCH: "Calibrate again with the data, or use the summary with its own model.",
+    Code.INFINITE_IGNORED: "Nothing, when the infinity is a mask. Else mend the layer that makes it.",
+    # algorithms
+    Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
+    Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
+    # recipe and usage
+    Code.UNKNOWN_TARGET: "`qcompile targets` lists the names; a file must end in `.toml`.",
+    Code.UNKNOWN_RECIPE: "docs/recipes.md lists the names; a file must end in `.toml`, `.yaml` or "
+    "`.json`.",
+    Code.RECIPE_KEY: "docs/recipes.md has every key with its values.",
+    Code.RULE_MATCHES_NOTHING: "Use a name that `qcompile explain` prints; a rule must match, so that "
+    "a typo cannot pass in silence.",
+    Code.TARGET_CANNOT: "Choose another scheme, form or target; `qcompile targets show NAME` tells "
+    "what there is.",
+    Code.UNKNOWN_PASS: "`qcompile passes` lists passes and options; the form is "
+    "`name,name{option=value}`.",
+    Code.PASS_ORDER: "Put a pass that gives the fact before it; `qcompile passes` tells which.",
+    Code.BAD_PLAN: "Plan anew with the same model, target and form, then edit that plan.",
+    Code.TARGET_FILE: "`qcompile targets show NAME --toml` prints a file to start from.",
+    Code.NEEDS_CALIBRATION: "Give `calibration=`, or use `dynamic-int8`.",
+    Code.USAGE: "The message says what was found and what is wanted.",
+    # lowering
+    Code.NO_LOWERING: "Keep the node in float by a rule. " + _REPORT,
+    Code.OPSET_KEPT: "Export with a newer opset to get the kernels that need it.",
+    Code.OPSET_RAISED: "Nothing: the operators mean the same.",
+    # verification
+    Code.KERNEL_NOT_SEEN: "The node runs in another form than planned, so it may be slow. Use the "
+    "form and the version of the runtime that the target was probed with. " + _REPORT,
+    Code.LEFTOVER_QDQ: "The conversion costs time; form `ort` has none.",
+    Code.WRONG_RESULT: "Compile with `--dump` and look for the layer, keep it in float by a rule, or "
+    "give calibration data that look like the real ones.",
+    Code.LOW_FIDELITY: "More or better calibration data, `dynamic-int8`, or float for the layers "
+    "that hurt. Judge by your own metric: a low cosine may be harmless.",
+    Code.NOT_VERIFIED: "Run `qcompile verify OUT --against MODEL` on a machine of the target.",
+    Code.DOES_NOT_LOAD: "Compare the runtime's version with the report's. " + _REPORT,
+    Code.FLOAT_MODEL_FAILS: "Run the float model in ONNX Runtime by itself: it must load and accept "
+    "the feed. Custom operators: compile without calibration data.",
+    # files and models at the door
+    Code.NO_FILE: "Check the path. Models are read from this machine only; download them first.",
+    Code.NOT_ONNX: "Fetch the file again; a Git LFS pointer is text of some 130 bytes.",
+    Code.EXTERNAL_DATA: "Keep the data file beside the model, under its own name; links that leave "
+    "the folder and absolute paths are refused.",
+    Code.UNKNOWN_OPSET: "Export again, or use `onnx.version_converter`.",
+    Code.NO_EXPORT: "Mend the module at the place named, or pass an `ExportedProgram` or an ONNX "
+    "file.",
+    Code.NOT_WRITABLE: "Choose an empty or new folder on a disk with room. What was there before is "
+    "as it was.",
+    Code.UNSUPPORTED_INPUT: "Give an ONNX file, a torch module or a transformers folder. Pickled "
+    "checkpoints are not executed.",
+    Code.NEEDS_EXAMPLE_INPUTS: "Pass `example_inputs=` as you would call the module.",
+    Code.NOT_ARTIFACT: "Compile again. To change a decision edit the plan and pass it as `plan=`.",
+    Code.INVALID_GRAPH: "`onnx.checker.check_model` may tell more; export the model again.",
+    Code.DEFAULT_INPUT: "Remove the initializer from the file to keep the input.",
+    Code.FIXED_SHAPE: "Mend what fixes the shape (Python numbers made of tensor sizes), or accept "
+    "the shapes of the example.",
+    Code.CAST_TO_FLOAT: "Nothing: the artifact takes and gives float32.",
+    # our own bug
+    Code.PASS_CONTRACT: _REPORT,
+    Code.INTERNAL: _REPORT,
+}
