@@ -39,9 +39,9 @@ class Report:
         kernels: Planned and seen kernels (empty when not provable on this host).
         latency: Milliseconds of float and artifact on the sample feed, and their ratio.
         profile: Microseconds by operator on the sample feeds: ``source`` (``measured``), ``runs``,
-            ``float`` and ``artifact`` (operator -> microseconds of a run, fastest of ``runs``, under the names of
-            :func:`qcompiler.report.operators.family`), ``nodes`` (planned node -> microseconds in
-            the artifact). Empty when not measured.
+            ``float`` and ``artifact`` (operator -> microseconds of a run, each node's fastest of
+            ``runs``, under the names of :func:`qcompiler.report.operators.family`), ``nodes``
+            (planned node -> microseconds in the artifact). Empty when not measured.
         sizes: Bytes of the float model's and the artifact's weights.
         timings: Seconds per phase and per pass.
         versions: Versions of the packages that matter.

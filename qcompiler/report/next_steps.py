@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import glob
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,8 +86,9 @@ def _kernels(facts: _Facts) -> Iterator[Step]:
     if missing:
         yield Step(
             "Find out why planned kernels do not run",
-            f"{len(missing)} planned integer kernels are not in the runtime's optimized graph, the "
-            f"first at {missing[0].where}. The target may describe another version of the runtime.",
+            f"{_count(len(missing), 'planned integer kernel')} not in the runtime's optimized "
+            f"graph, the first at {missing[0].where}. The target may describe another version of "
+            "the runtime.",
             f"qcompile probe --target {facts.report.target}",
             (Code.KERNEL_NOT_SEEN.id,),
         )
@@ -102,17 +105,16 @@ def _fidelity(facts: _Facts) -> Iterator[Step]:
     if worst:
         yield Step(
             "Keep the most damaging nodes in float",
-            f"{low[0].message} at output {low[0].where}. By {measure} the worst nodes are "
+            f"Output {low[0].where}: {low[0].message}. By {measure} the worst nodes are "
             f"{', '.join(worst)}.",
-            "\n".join(f'[[rules]]\nmatch = "{node}"\nscheme = "float"' for node in worst),
+            "rules = [\n" + "".join(f"  {_rule(node)},\n" for node in worst) + "]",
             (Code.LOW_FIDELITY.id,),
         )
         return
     yield Step(
         "Find the node that does the damage",
-        f"{low[0].message} at output {low[0].where}, and this report has no error per node. A "
-        "recipe with dynamic ranges, or with more calibration data, tells whether ranges are to "
-        "blame.",
+        f"Output {low[0].where}: {low[0].message}. This report has no error per node. A recipe "
+        "with dynamic ranges, or more calibration data, tells whether ranges are to blame.",
         "qcompile compile MODEL --recipe dynamic-int8 -o OUT",
         (Code.LOW_FIDELITY.id,),
     )
@@ -135,7 +137,9 @@ def _calibration(facts: _Facts) -> Iterator[Step]:
     waiting = facts.kept.get(Code.NO_CALIBRATION, 0)
     told = facts.found.get(Code.CALIBRATION_WOULD_HELP, ())
     if waiting or told:
-        said = f"{waiting} nodes are in float for want of ranges." if waiting else told[0].message
+        said = f"{_count(waiting, 'node')} in float for want of ranges."
+        if not waiting:
+            said = _sentence(told[0].message) + "."
         yield Step(
             "Give calibration data",
             f"{said} Some dozens of samples that are like the real inputs are enough.",
@@ -197,7 +201,7 @@ def _float_time(facts: _Facts) -> Iterator[Step]:
         hint = next((r.hint for _, r in rows if r and r.code is code and r.hint), "")
         yield Step(
             f"{op} in float is {share:.0%} of the artifact's time",
-            f"{len(rows)} nodes, kept because: {code.explanation[0].lower()}{code.explanation[1:]} "
+            f"{_count(len(rows), 'node')} kept in float. {code.explanation} "
             f"Everything else may become free and the model gets at most {1 / share:.1f} times "
             f"faster than it is now.{' Hint: ' + hint + '.' if hint else ''}",
             codes=(code.id,),
@@ -241,7 +245,7 @@ def _hinted(facts: _Facts) -> Iterator[Step]:
     for code in _HINTED:
         items = [item for item in facts.found.get(code, ()) if item.hint]
         if items:
-            more = f" and at {len(items) - 1} more places" if len(items) > 1 else ""
+            more = f" and {len(items) - 1} more" if len(items) > 1 else ""
             place = f"{items[0].where}{more}: " if items[0].where else ""
             yield Step(_sentence(items[0].hint), f"{place}{items[0].message}.", codes=(code.id,))
 
@@ -252,11 +256,20 @@ def _unpaid(facts: _Facts) -> Iterator[Step]:
         codes = [c for c in (Code.DOES_NOT_PAY, Code.FLOAT_NEIGHBOURS) if facts.kept.get(c)]
         yield Step(
             "Check the cost model where the model will run",
-            f"{count} nodes are in float because quantizing them is predicted to be no faster; "
-            "nothing of it was measured.",
+            f"{_count(count, 'node')} in float because quantizing is predicted to be no faster "
+            "there; nothing of it was measured.",
             f"qcompile probe --target {facts.report.target} --save",
             tuple(code.id for code in codes),
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun} is" if number == 1 else f"{number} {noun}s are"
+
+
+def _rule(node: str) -> str:
+    """A rule in TOML that keeps exactly this node in float."""
+    return f'{{match = {json.dumps(glob.escape(node))}, scheme = "float"}}'
 
 
 def _sentence(text: str) -> str:

@@ -34,6 +34,7 @@ PAGE = "report.html"
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 _MEGA = 1e6
+_UNLIKE = (Code.LOW_FIDELITY, Code.WRONG_RESULT)
 _STYLES = ("page.css",)
 _SCRIPTS = ("chart.umd.min.js", "charts.js", "table.js")
 
@@ -44,6 +45,7 @@ def report_page(report: Report, plan: Plan) -> str:
     template = _environment().get_template("page.html.j2")
     return template.render(
         report=report,
+        name=report.source.get("name") or "model",
         rows=rows,
         has={
             key: any(getattr(row, key) is not None for row in rows)
@@ -104,6 +106,7 @@ def _headline(report: Report) -> dict[str, Any]:
         "size": report.sizes if before else None,
         "size_ratio": report.sizes["artifact_bytes"] / before if before else None,
         "worst": worst,
+        "unlike": any(item.code in _UNLIKE for item in report.diagnostics),
         "low": low,
         "nodes": total,
         "kernels": report.kernels or None,

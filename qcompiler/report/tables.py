@@ -80,11 +80,9 @@ def diagnostics_table(diagnostics: Iterable[Diagnostic]) -> RenderableType:
 def _facts(report: Report) -> Iterable[tuple[str, str]]:
     if report.latency:
         ratio = report.latency["ratio"]
-        yield (
-            "speed",
-            f"{ratio:.2f}x float ({report.latency['float_ms']:.2f} ms -> "
-            f"{report.latency['artifact_ms']:.2f} ms on {report.latency['feed']})",
-        )
+        before_ms, after_ms = report.latency["float_ms"], report.latency["artifact_ms"]
+        feed = report.latency["feed"]
+        yield "speed", f"{ratio:.2f}x float ({before_ms:.2f} ms -> {after_ms:.2f} ms on {feed})"
     if report.sizes:
         before, after = report.sizes["float_bytes"], report.sizes["artifact_bytes"]
         yield (
