@@ -17,10 +17,10 @@ REMEDIES: Mapping[Code, str] = {
     # kept in float
     Code.NO_KERNEL: "Nothing: `qcompile targets show NAME` lists what the target computes in low "
     "precision. If your runtime has such a kernel, add a row (docs/writing_a_target.md).",
-    Code.NOT_CONSTANT: "If the operand is a weight in truth, export it as an initializer; a product "
-    "of two activations (as in attention) stays in float.",
-    Code.UNKNOWN_SHAPE: "Give `calibration=` or `example_inputs=` that the model runs on, or fix the "
-    "dimension at export.",
+    Code.NOT_CONSTANT: "If the operand is a weight in truth, export it as an initializer; a "
+    "product of two activations (as in attention) stays in float.",
+    Code.UNKNOWN_SHAPE: "Give `calibration=` or `example_inputs=` that the model runs on, or fix "
+    "the dimension at export.",
     Code.GROUP_SIZE: "Choose a smaller `group_size` for this node by a rule.",
     Code.DOES_NOT_PAY: "Usually nothing. `qcompile probe --save` fits the costs to your machine; "
     "`force = true` in a rule quantizes it all the same.",
@@ -37,8 +37,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.IN_SUBGRAPH: "If the branch or loop is constant, export the model without it.",
     Code.CUSTOM_OP: "Nothing: the operator runs in float. Nodes around it are quantized as usual.",
     Code.ALREADY_QUANTIZED: "Give the float model to have it compiled.",
-    Code.FLOAT_NEIGHBOURS: "Look at what keeps the neighbours in float; a `force` rule on the group "
-    "overrides the cost.",
+    Code.FLOAT_NEIGHBOURS: "Look at what keeps the neighbours in float; a `force` rule on the "
+    "group overrides the cost.",
     Code.SHAPE_COMPUTATION: "Nothing.",
     Code.SHARED_WEIGHT: "Quantize both readers by rules, or give each its own copy of the weight.",
     Code.DATA_MOVEMENT: "Nothing: it follows its neighbours.",
@@ -61,7 +61,8 @@ REMEDIES: Mapping[Code, str] = {
     "arrays are refused: save plain arrays with `numpy.savez`.",
     Code.FEW_SAMPLES: 'Give more samples, or use `method = "minmax"`.',
     Code.SUMMARY_MISMATCH: "Calibrate again with the data, or use the summary with its own model.",
-    Code.INFINITE_IGNORED: "Nothing, when the infinity is a mask. Else mend the layer that makes it.",
+    Code.INFINITE_IGNORED: "Nothing, when the infinity is a mask. Else mend the layer that makes "
+    "it.",
     # algorithms
     Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
@@ -70,8 +71,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.UNKNOWN_RECIPE: "docs/recipes.md lists the names; a file must end in `.toml`, `.yaml` or "
     "`.json`.",
     Code.RECIPE_KEY: "docs/recipes.md has every key with its values.",
-    Code.RULE_MATCHES_NOTHING: "Use a name that `qcompile explain` prints; a rule must match, so that "
-    "a typo cannot pass in silence.",
+    Code.RULE_MATCHES_NOTHING: "Use a name that `qcompile explain` prints; a rule must match, so "
+    "that a typo cannot pass in silence.",
     Code.TARGET_CANNOT: "Choose another scheme, form or target; `qcompile targets show NAME` tells "
     "what there is.",
     Code.UNKNOWN_PASS: "`qcompile passes` lists passes and options; the form is "
@@ -89,14 +90,14 @@ REMEDIES: Mapping[Code, str] = {
     Code.KERNEL_NOT_SEEN: "The node runs in another form than planned, so it may be slow. Use the "
     "form and the version of the runtime that the target was probed with. " + _REPORT,
     Code.LEFTOVER_QDQ: "The conversion costs time; form `ort` has none.",
-    Code.WRONG_RESULT: "Compile with `--dump` and look for the layer, keep it in float by a rule, or "
-    "give calibration data that look like the real ones.",
+    Code.WRONG_RESULT: "Compile with `--dump` and look for the layer, keep it in float by a rule, "
+    "or give calibration data that look like the real ones.",
     Code.LOW_FIDELITY: "More or better calibration data, `dynamic-int8`, or float for the layers "
     "that hurt. Judge by your own metric: a low cosine may be harmless.",
     Code.NOT_VERIFIED: "Run `qcompile verify OUT --against MODEL` on a machine of the target.",
     Code.DOES_NOT_LOAD: "Compare the runtime's version with the report's. " + _REPORT,
-    Code.FLOAT_MODEL_FAILS: "Run the float model in ONNX Runtime by itself: it must load and accept "
-    "the feed. Custom operators: compile without calibration data.",
+    Code.FLOAT_MODEL_FAILS: "Run the float model in ONNX Runtime by itself: it must load and "
+    "accept the feed. Custom operators: compile without calibration data.",
     # files and models at the door
     Code.NO_FILE: "Check the path. Models are read from this machine only; download them first.",
     Code.NOT_ONNX: "Fetch the file again; a Git LFS pointer is text of some 130 bytes.",
@@ -105,8 +106,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.UNKNOWN_OPSET: "Export again, or use `onnx.version_converter`.",
     Code.NO_EXPORT: "Mend the module at the place named, or pass an `ExportedProgram` or an ONNX "
     "file.",
-    Code.NOT_WRITABLE: "Choose an empty or new folder on a disk with room. What was there before is "
-    "as it was.",
+    Code.NOT_WRITABLE: "Choose an empty or new folder on a disk with room. What was there before "
+    "is as it was.",
     Code.UNSUPPORTED_INPUT: "Give an ONNX file, a torch module or a transformers folder. Pickled "
     "checkpoints are not executed.",
     Code.NEEDS_EXAMPLE_INPUTS: "Pass `example_inputs=` as you would call the module.",

@@ -1,4 +1,4 @@
-"""The docs say what the code does: generated pages are current, examples run, links lead somewhere."""
+"""The docs say what the code does: generated pages are current, examples run, links hold."""
 
 from __future__ import annotations
 
