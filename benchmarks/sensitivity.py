@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.frontends import open_model
 from qcompiler.calibration.feeds import open_feeds
 from qcompiler.calibration.padding import Padding
+from qcompiler.frontends import open_model
 from qcompiler.pipeline.contract import Phase, State
 from qcompiler.pipeline.registry import default_pipeline
 from qcompiler.pipeline.run import run_pipeline

@@ -213,8 +213,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"plan target={self.target} recipe={self.recipe} form={self.form}"]
-        for decision in self:
-            lines.append("  " + _line(decision))
+        lines.extend("  " + _line(decision) for decision in self)
         lines.extend(f"  %{name} := {_intent(intent)}" for name, intent in self.values.items())
         return "\n".join(lines)
 

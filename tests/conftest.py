@@ -27,7 +27,9 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        assert path.is_file(), f"no golden file {path.name}: run pytest --update-golden and review it"
+        assert path.is_file(), (
+            f"no golden file {path.name}: run pytest --update-golden and review it"
+        )
         assert text == path.read_text(encoding="utf-8")
 
     return compare

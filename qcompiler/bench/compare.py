@@ -97,7 +97,9 @@ def compare(
         arrays: dict[str, Any] = {name: np.asarray(array) for name, array in feed.items()}
         np.savez(folder / "feed.npz", **arrays)
         workers = [
-            stack.enter_context(_worker(item, folder / f"{index}.json", folder / "feed.npz", threads))
+            stack.enter_context(
+                _worker(item, folder / f"{index}.json", folder / "feed.npz", threads)
+            )
             for index, item in enumerate(candidates)
         ]
         for done in range(rounds):

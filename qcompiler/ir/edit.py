@@ -19,8 +19,8 @@ from qcompiler.ir.walk import all_graphs, body_graphs
 __all__ = [
     "Tape",
     "add_initializer",
-    "constant",
     "collect_names",
+    "constant",
     "fresh_name",
     "has_one_use",
     "import_domain",
@@ -249,5 +249,3 @@ def _redirect(graph: ir.Graph, before: ir.Value, after: ir.Value) -> None:
     before.replace_all_uses_with(after, replace_graph_outputs=True)
     before.name = fresh_name(graph, f"{name}/replaced")
     after.name = name
-
-

@@ -76,7 +76,9 @@ def _attribute(attr: ir.Attr, digest: bool) -> str:
     if isinstance(attr.value, float):
         return f"{attr.value:g}"
     if isinstance(attr.value, list | tuple):
-        return "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in attr.value) + "]"
+        return (
+            "[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in attr.value) + "]"
+        )
     return repr(attr.value) if isinstance(attr.value, str) else str(attr.value)
 
 

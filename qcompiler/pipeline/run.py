@@ -1,4 +1,4 @@
-"""Run a pipeline: check its order, time it, dump it, and in check mode hold passes to their word."""
+"""Run a pipeline: check its order, time it, dump it; in check mode hold passes to their word."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_order(passes: Sequence[Pass], state: State) -> None:
             raise QcError(
                 Code.PASS_ORDER,
                 item.name,
-                f"belongs to phase {item.phase.name.lower()} and stands behind {phase.name.lower()}",
+                f"belongs to phase {item.phase.name.lower()}, stands behind {phase.name.lower()}",
             )
         phase = item.phase
         have = (have - item.drops) | item.gives

@@ -122,7 +122,9 @@ def check_artifact(
     )
     if not host_fits:
         diagnostics.append(
-            _not_verified(f"target {state.target.name} is not this host: kernels and speed unproven")
+            _not_verified(
+                f"target {state.target.name} is not this host: kernels and speed unproven"
+            )
         )
     elif quantized:
         proof = _prove(candidate, state)

@@ -140,7 +140,8 @@ def judge(results: Iterable[OutputFidelity], options: VerifyOptions) -> list[Dia
                     Code.LOW_FIDELITY,
                     item.output,
                     f"{said}; wanted at least {options.min_cosine}",
-                    "give more calibration data, use recipe 'dynamic-int8', or keep layers in float",
+                    "give more calibration data, use recipe 'dynamic-int8', or keep layers in "
+                    "float",
                     numbers,
                 )
             )

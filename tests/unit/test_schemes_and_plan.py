@@ -22,7 +22,9 @@ def specs(draw: st.DrawFn) -> QSpec:
         dtype=draw(st.sampled_from(DTYPES)),
         granularity=granularity,
         axis=draw(st.integers(-2, 3)) if placed else None,
-        group_size=draw(st.sampled_from([16, 32, 128])) if granularity is Granularity.BLOCK else None,
+        group_size=draw(st.sampled_from([16, 32, 128]))
+        if granularity is Granularity.BLOCK
+        else None,
         symmetric=draw(st.booleans()),
         dynamic=draw(st.booleans()),
         bits=draw(st.sampled_from([None, 7])),
@@ -45,7 +47,7 @@ def test_seven_bit_weights_use_half_the_range() -> None:
 
 @pytest.mark.parametrize("text", ["", "u8", "u9t", "s8c", "u4g@0", "u8t@1"])
 def test_a_text_that_is_no_spec_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="spec|granularity"):
+    with pytest.raises(ValueError, match=r"spec|granularity"):
         QSpec.parse(text)
 
 
@@ -58,7 +60,9 @@ def a_plan() -> Plan:
         NodeDecision("soft", "Softmax", Verdict.FLOAT, reason=why, gain_us=1.5),
     ]
     values = {"x": Own(u8), "y": Same("x"), "p": Fixed(u8, 0.0, 1.0)}
-    removed = (NodeDecision("c", "Constant", Verdict.REMOVED, into="fold-constants", origin=("c",)),)
+    removed = (
+        NodeDecision("c", "Constant", Verdict.REMOVED, into="fold-constants", origin=("c",)),
+    )
     nodes = {decision.node: decision for decision in decisions}
     return Plan("cpu", "auto", "ort", nodes, values, removed)
 

@@ -30,7 +30,11 @@ def kernel(id: str, runtime_op: str) -> Kernel:
 
 
 TARGET = Target(
-    "t", "onnxruntime", "test", Form.ORT, 21,
+    "t",
+    "onnxruntime",
+    "test",
+    Form.ORT,
+    21,
     (kernel("mm", "com.microsoft:MatMulIntegerToFloat"), kernel("conv", "QLinearConv")),
 )
 
@@ -106,9 +110,7 @@ def test_infinite_float_outputs_are_left_out() -> None:
 )
 def test_bad_outputs_are_judged(y: list[float], code: Code) -> None:
     x = np.array([1.0, 2.0, 3.0], np.float32)
-    results = compare_outputs(
-        lambda f: {"y": x}, lambda f: {"y": np.array(y, np.float32)}, [{}]
-    )
+    results = compare_outputs(lambda f: {"y": x}, lambda f: {"y": np.array(y, np.float32)}, [{}])
     assert [item.code for item in judge(results, VerifyOptions())] == [code]
 
 
