@@ -81,13 +81,14 @@ def _fidelity(
     model: RealModel, contestants: list[Contestant], maker: Maker, results: Results, options: Any
 ) -> None:
     limit = _QUICK_LIMIT if options.quick else None
+    expected: tuple[type[Exception], ...] = (JobError, QcError, *runtime_errors())
     for contestant in contestants:
         _say(f"{model.name}: score {contestant.name}")
         scores: dict[str, Any]
         try:
             candidate = maker.candidate(contestant, model)
             scores = fidelity.score(model, candidate, threads=options.threads, limit=limit)
-        except (JobError, QcError, *runtime_errors()) as error:
+        except expected as error:
             scores = {"failed": plain(str(error))}
         results.put(model, contestant.name, "fidelity", scores)
 

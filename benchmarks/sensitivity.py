@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -45,10 +46,10 @@ def main() -> None:
         model = load_model(name)
         planned, state = _planned(model, options.target)
         path = options.output / f"sensitivity-{name}.json"
-        if path.is_file() and not options.fresh:
-            truth = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            truth = _truth(model, planned, state, options.limit)
+        mark = _fingerprint(state)
+        truth = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if truth.get("fingerprint") != mark:
+            truth = {"fingerprint": mark, **_truth(model, planned, state, options.limit)}
             path.write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
         feeds = list(itertools.islice(state.feeds or (), _FEEDS))
         for samples in sorted({1, 2, SAMPLES}):
@@ -80,6 +81,18 @@ def spearman(a: list[float], b: list[float]) -> float:
 def _ranks(x: list[float]) -> np.ndarray:
     values = np.asarray(x)
     return (values[:, None] > values).sum(1) + 0.5 * (values[:, None] == values).sum(1)
+
+
+def _fingerprint(state: State) -> str:
+    """Of all that the truth hangs on: plan, ranges and rounded weights."""
+    assert state.ranges is not None
+    assert state.weights is not None
+    mark = hashlib.sha256(str(state.plan).encode())
+    for name, found in state.ranges.items():
+        mark.update(f"{name} {found.lo} {found.hi}".encode())
+    for key, weight in state.weights.items():
+        mark.update(f"{key}".encode() + weight.q.tobytes() + weight.scale.tobytes())
+    return mark.hexdigest()
 
 
 def _planned(model: RealModel, target: str) -> tuple[ir.Model, State]:
@@ -115,19 +128,20 @@ def _truth(model: RealModel, planned: ir.Model, state: State, limit: int) -> dic
         )
         run_pipeline(last, copy, alone, check=False)
         session = open_session(copy, settings=alone.session)
-        sums = np.zeros(4)
+        sums = {name: np.zeros(4) for name, x in wanted[0].items() if x.dtype.kind == "f"}
         for feed, want in zip(feeds, wanted, strict=True):
             got = run(session, feed)
             keep = padding.keep(feed)
-            for name, x in want.items():
-                y = got[name]
+            for name, sum_ in sums.items():
+                x, y = want[name], got[name]
                 if keep is not None:
                     x, y = padding.cut(x, keep), padding.cut(y, keep)
                 a, b = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
-                sums += (a @ a, b @ b, a @ b, (a - b) @ (a - b))
-        aa, bb, ab, ee = (float(item) for item in sums)
-        damage["error"][node] = (ee / aa) ** 0.5
-        damage["cosine"][node] = 1.0 - ab / (aa * bb) ** 0.5
+                sum_ += (a @ a, b @ b, a @ b, (a - b) @ (a - b))
+        damage["error"][node] = float(np.mean([s[3] / s[0] for s in sums.values()])) ** 0.5
+        damage["cosine"][node] = float(
+            np.mean([1.0 - s[2] / (s[0] * s[1]) ** 0.5 for s in sums.values()])
+        )
         print(f"{model.name} {node} {damage['error'][node]:.5f}", flush=True)
     return {
         "model": model.name,
@@ -142,7 +156,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", default="minilm,efficientnet-lite0")
     parser.add_argument("--target", default="cpu-vnni", help="default: %(default)s")
     parser.add_argument("--limit", type=int, default=64, help="samples of the truth (64)")
-    parser.add_argument("--fresh", action="store_true", help="compute the truth anew")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
     return parser.parse_args()
 
