@@ -1,8 +1,9 @@
 """The artifact: a folder that ONNX Runtime deploys, with the plan, the report and the manifest.
 
 ``model.onnx`` (and ``model.onnx.data`` when large), ``plan.json``, ``report.json`` and the same to
-look at, ``report.html``, ``manifest.json`` (hashes, versions, session options). The same inputs give
-the same ``model.onnx``, ``plan.json`` and ``manifest.json``, byte for byte; the report holds times.
+look at, ``report.html``, ``manifest.json`` (hashes, versions, session options). The same inputs
+give the same ``model.onnx``, ``plan.json`` and ``manifest.json``, byte for byte; the report holds
+times.
 """
 
 from __future__ import annotations

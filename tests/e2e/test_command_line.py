@@ -43,9 +43,24 @@ def test_compile_writes_the_folder_and_sums_up(
     said = cli("compile", mlp, "--recipe", forced, "--calibration", data, "-o", folder)
     assert said.code == 0
     assert "quantized" in said.out
-    files = {"manifest.json", "model.onnx", "plan.json", "report.json"}
+    files = {"manifest.json", "model.onnx", "plan.json", "report.html", "report.json"}
     assert {path.name for path in folder.iterdir()} == files
     onnx.checker.check_model(onnx.load(folder / "model.onnx"))
+
+
+def test_report_writes_the_page_again_and_elsewhere(
+    cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "out"
+    assert cli("compile", mlp, "--recipe", "float", "-o", folder, "--quiet").code == 0
+    first = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    said = cli("report", folder)
+    assert (said.code, said.out) == (0, "")
+    assert (folder / "report.html").read_bytes() == first
+    assert cli("report", folder, "-o", tmp_path / "page.html").code == 0
+    assert (tmp_path / "page.html").read_bytes() == first
+    assert cli("verify", folder, "--against", mlp).code == 0  # the manifest does not pin the page
 
 
 def test_compile_quiet_says_nothing(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
