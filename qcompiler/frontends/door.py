@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -78,10 +79,12 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
                 "the folder has no config.json, so it is no transformers folder",
                 f"give the file itself: {path / inside[0]}" if inside else "give an ONNX file",
             )
+        _need(str(path), "torch", "transformers")
         from qcompiler.frontends import transformers_model
 
         return transformers_model.open_folder(path, example_inputs)
     if path.suffix == ".pt2":
+        _need(str(path), "torch")
         from qcompiler.frontends import exported_program
 
         return exported_program.open_file(path)
@@ -96,6 +99,18 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
     return onnx_file.open_file(path)
 
 
+def _need(source: str, *packages: str) -> None:
+    """Refuse what needs packages that are not installed: torch is an extra."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise QcError(
+            Code.UNSUPPORTED_INPUT,
+            source,
+            f"reading it needs {' and '.join(missing)}, which is not installed",
+            'pip install "qcompiler-onnx[torch]", or export the model to ONNX elsewhere',
+        )
+
+
 def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
     import torch
 
@@ -105,6 +120,7 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
         return exported_program.open_program(model, type(model).__name__)
     if not isinstance(model, torch.nn.Module):
         return None
+    _need(type(model).__name__, "onnxscript")
     if "transformers" in sys.modules:
         import transformers
 

@@ -205,6 +205,20 @@ def test_a_value_read_by_conv_and_matmul_compiles(recipe: Any) -> None:
     assert min(item["cosine"] for item in artifact.report.fidelity) > 0.99
 
 
+@pytest.mark.parametrize("name", ["model.pt2", "folder"])
+def test_what_needs_torch_says_so_where_there_is_none(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+    else:
+        path.write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(Code.UNSUPPORTED_INPUT, lambda: qcompile(path), "torch", "qcompiler-onnx[torch]")
+
+
 # --- calibration --------------------------------------------------------------------------------
 
 
