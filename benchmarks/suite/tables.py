@@ -125,8 +125,8 @@ def _experiments(data: Mapping[str, Any]) -> list[str]:
     if "import" in data:
         found = data["import"]
         parts.append(
-            f"## Import\n\n`import qcompiler`: {found['seconds']:.2f} s; with `from qcompiler import "
-            f"Artifact, Recipe, qcompile`: {found['seconds_names']:.2f} s; "
+            f"## Import\n\n`import qcompiler`: {found['seconds']:.2f} s; with its names "
+            f"`Artifact, Recipe, qcompile`: {found['seconds_names']:.2f} s; "
             f"torch {'imported' if found['torch'] else 'not imported'}."
         )
     if "coverage" in data:
