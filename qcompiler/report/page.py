@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import math
 import os
 import pathlib
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.plan import Plan, Verdict
+from qcompiler.remedies import REMEDIES
 from qcompiler.report.charts import chart_data
 from qcompiler.report.model import Report
 from qcompiler.report.next_steps import next_steps
@@ -59,6 +61,7 @@ def report_page(report: Report, plan: Plan) -> str:
         steps=next_steps(report, plan),
         charts=chart_data(report, plan),
         codes=_codes(report, rows),
+        remedies=REMEDIES,
         assets=_assets(),
     )
 
@@ -146,7 +149,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters.update(number=_number, micros=_micros, megabytes=_megabytes)
+    environment.filters.update(number=_number, micros=_micros, megabytes=_megabytes, code=_code)
     return environment
 
 
@@ -184,6 +187,16 @@ def _number(number: float | None, digits: int = 2) -> str:
     if number is None:
         return ""
     return f"{number:,.{digits}f}" if math.isfinite(number) else str(number)
+
+
+def _code(text: str) -> Markup:
+    """Text in which backticks mark code, as in Markdown."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    marked = (Markup("<code>") + part + Markup("</code>") for part in parts[1::2])
+    pairs = itertools.zip_longest(parts[::2], marked, fillvalue=Markup())
+    return Markup().join(piece for pair in pairs for piece in pair)
 
 
 def _micros(us: float | None) -> str:

@@ -15,7 +15,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.plan import Plan
 from qcompiler.report.charts import chart_data, finite
 from qcompiler.report.model import Report
-from qcompiler.report.page import report_page, write_page
+from qcompiler.report.page import _code, report_page, write_page
 
 _VOID = {"meta", "input", "br", "img", "link"}
 _LOADS = {"src", "srcset", "data", "poster", "action", "formaction", "background", "ping"}
@@ -201,3 +201,8 @@ def test_a_place_that_cannot_be_written_is_told(
     with pytest.raises(QcError) as error:
         write_page(report, plan, tmp_path / name)
     assert error.value.code is Code.NOT_WRITABLE
+
+
+def test_backticks_become_code_and_everything_is_escaped() -> None:
+    assert _code("a `b < c` & `d") == "a <code>b &lt; c</code> &amp; <code>d</code>"
+    assert _code("plain") == "plain"
