@@ -22,12 +22,12 @@ from qcompiler.ir.provenance import module_of, origins
 from qcompiler.ir.text import model_text
 from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import Feed, Pass, State
+from qcompiler.pipeline.quantized import quantized_pipeline
 from qcompiler.pipeline.registry import default_pipeline, parse_pipeline, pipeline_text
 from qcompiler.pipeline.run import PassTiming, run_pipeline
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import Recipe
 from qcompiler.report.model import Report, coverage, removed_decisions
-from qcompiler.runtime.inputs import generate_feed
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form, Target
@@ -111,15 +111,11 @@ def qcompile(
     )
     timings: list[PassTiming] = []
     passes: Sequence[Pass] = ()
-    if opened.quantized:
-        artifact_model = reference.clone()
-        state.plan = _untouched(artifact_model, state, Code.ALREADY_QUANTIZED)
-        if state.sample is None:
-            state.sample = generate_feed(artifact_model, recipe.seed)
-        state.diagnostics.append(_already_quantized(opened.source))
+    if opened.quantized and recipe.pipeline is None:
+        passes = quantized_pipeline()
     else:
         passes = _passes(recipe)
-        artifact_model, timings = _lower(reference, state, passes, clock, check, _path(dump))
+    artifact_model, timings = _lower(reference, state, passes, clock, check, _path(dump))
     state.diagnostics.extend(opened.diagnostics)
     checked = Checked()
     if recipe.verify.enabled:
@@ -135,7 +131,7 @@ def qcompile(
             with clock("fall back to float"):
                 passes = ()
                 artifact_model, state, checked = _fall_back(
-                    reference, state, checked, samples, threads, opened.source
+                    reference, state, checked, samples, threads, opened.source, opened.quantized
                 )
     refuse_wrong(checked)
     assert state.plan is not None
@@ -218,13 +214,15 @@ def _fall_back(
     samples: Sequence[Feed],
     threads: int | None,
     source: str,
+    quantized: bool,
 ) -> tuple[ir.Model, State, Checked]:
-    """The float form, and the model as it came when even that is slower."""
+    """The float form, and the model as it came when even that is slower or it came quantized."""
+    what, dropped = ("the model as it came", "new") if quantized else ("float", "quantized")
     said = Diagnostic(
         Code.MEASURED_SLOWER,
         "",
-        f"measured {measured.latency['ratio']:.2f}x the speed of float on this host; "
-        "the quantized form was dropped",
+        f"measured {measured.latency['ratio']:.2f}x the speed of {what} on this host; "
+        f"the {dropped} form was dropped",
         "a recipe with force = true keeps it; `qcompile probe --save` refits the cost model",
         dict(measured.latency),
     )
@@ -232,11 +230,12 @@ def _fall_back(
         state, plan=None, ranges=None, weights=None, statistics=None, shapes=None,
         session=SessionSettings(), diagnostics=[*state.diagnostics, said], removed={},
     )
-    fused = compile_float(reference, base)
-    base.plan = _untouched(fused, base, Code.MEASURED_SLOWER)
-    checked = check_artifact(reference, fused, base, samples, threads=threads, source=source)
-    if not checked.slower_than(state.recipe.verify.max_slowdown):
-        return fused, base, checked
+    if not quantized:
+        fused = compile_float(reference, base)
+        base.plan = _untouched(fused, base, Code.MEASURED_SLOWER)
+        checked = check_artifact(reference, fused, base, samples, threads=threads, source=source)
+        if not checked.slower_than(state.recipe.verify.max_slowdown):
+            return fused, base, checked
     as_it_came = reference.clone()
     base.removed = {}
     base.plan = _untouched(as_it_came, base, Code.MEASURED_SLOWER)
@@ -258,15 +257,6 @@ def _untouched(model: ir.Model, state: State, code: Code) -> Plan:
 
 def _is_quantized(plan: Plan | None) -> bool:
     return plan is not None and any(item.verdict is Verdict.QUANTIZED for item in plan)
-
-
-def _already_quantized(source: str) -> Diagnostic:
-    return Diagnostic(
-        Code.ALREADY_QUANTIZED,
-        source,
-        "the model is quantized already and is not quantized twice; it passes through as it is",
-        "give the float model to have it compiled",
-    )
 
 
 def _form(form: str | Form | None, target: Target) -> Form:

@@ -26,6 +26,8 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
+from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
+from qcompiler_passes.quantized.import_quantized import ImportQuantized
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
 from qcompiler_passes.weights.refine_rounding import RefineRounding
 
@@ -34,6 +36,7 @@ __all__ = ["PASSES"]
 PASSES: tuple[type[Pass], ...] = (
     # float
     RaiseOpset,
+    ImportQuantized,
     FoldConstants,
     RemoveNoOps,
     ShareDuplicates,
@@ -57,6 +60,7 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeWeights,
     RefineRounding,
     # apply
+    AdoptQuantized,
     InsertQdq,
     # lower
     ToOrt,

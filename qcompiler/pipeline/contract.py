@@ -131,6 +131,7 @@ class Pass(abc.ABC):
     gives: ClassVar[frozenset[Fact]] = frozenset()
     drops: ClassVar[frozenset[Fact]] = frozenset()
     exact: ClassVar[bool] = True
+    default: ClassVar[bool] = True  # part of the default pipeline, not only of those that name it
 
     @abc.abstractmethod
     def run(self, model: ir.Model, state: State) -> PassResult:

@@ -41,8 +41,8 @@ def all_passes() -> Mapping[str, type[Pass]]:
 
 
 def default_pipeline() -> tuple[Pass, ...]:
-    """Every installed pass with default options, phase by phase."""
-    return tuple(cls() for cls in all_passes().values())
+    """Every installed pass that is on by default, with default options, phase by phase."""
+    return tuple(cls() for cls in all_passes().values() if cls.default)
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:

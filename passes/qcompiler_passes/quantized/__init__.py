@@ -1,0 +1,1 @@
+"""Models that come quantized: back to the QDQ dialect, then to the kernels of the target."""
