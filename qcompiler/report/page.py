@@ -116,15 +116,15 @@ def _headline(report: Report) -> dict[str, Any]:
     }
 
 
-def _levels(diagnostics: Iterable[Diagnostic]) -> dict[str, list[tuple[Diagnostic, int]]]:
-    """Diagnostics by level, most severe first; those that differ only in place are counted."""
-    levels: dict[str, list[tuple[Diagnostic, int]]] = {}
-    grouped: dict[tuple[Code, str], list[Diagnostic]] = {}
+def _levels(diagnostics: Iterable[Diagnostic]) -> dict[str, list[list[tuple[Diagnostic, int]]]]:
+    """Diagnostics by level, most severe first, and by code; equal messages are counted once."""
+    grouped: dict[Code, dict[str, list[Diagnostic]]] = {}
     for item in sorted(diagnostics, key=lambda item: -item.severity):
-        grouped.setdefault((item.code, item.message), []).append(item)
-    for items in grouped.values():
-        level = levels.setdefault(items[0].severity.name.lower(), [])
-        level.append((items[0], len(items)))
+        grouped.setdefault(item.code, {}).setdefault(item.message, []).append(item)
+    levels: dict[str, list[list[tuple[Diagnostic, int]]]] = {}
+    for code, messages in grouped.items():
+        rows = [(items[0], len(items)) for items in messages.values()]
+        levels.setdefault(code.severity.name.lower(), []).append(rows)
     return levels
 
 

@@ -13,7 +13,7 @@ from qcompiler.diagnostics import Diagnostic, Severity
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.report.model import Report
 
-__all__ = ["diagnostics_table", "plan_table", "summary", "summary_text"]
+__all__ = ["diagnostics_table", "plan_table", "sensitivity_table", "summary", "summary_text"]
 
 _COLOURS = {
     Verdict.QUANTIZED: "green",
@@ -55,6 +55,45 @@ def plan_table(plan: Plan, *, removed: bool = False) -> RenderableType:
         name = decision.node if not decision.module else f"{decision.module} ({decision.node})"
         verdict = Text(decision.verdict.value, style=_COLOURS[decision.verdict])
         table.add_row(name, decision.op, verdict, _how(decision))
+    return table
+
+
+def sensitivity_table(report: Report, plan: Plan) -> RenderableType:
+    """Planned nodes by what quantizing each alone does to the model's output, worst first."""
+    rows = [item for item in report.layers if item.get("sensitivity") is not None]
+    if not rows:
+        return Text(
+            "sensitivity was not measured: compile with --sensitivity, --keep-float or --max-drop"
+            " (which measures it when the first artifact drops too far)"
+        )
+    rows.sort(key=lambda item: -item["sensitivity"])
+    largest = rows[0]["sensitivity"]
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("node", overflow="fold", max_width=48)
+    table.add_column("op")
+    table.add_column("moves the output by", justify="right")
+    table.add_column("")
+    table.add_column("now")
+    for place, item in enumerate(rows, 1):
+        decision = plan.nodes.get(item["node"])
+        share = item["sensitivity"] / largest if largest > 0 else 0.0
+        name = (
+            item["node"]
+            if not decision or not decision.module
+            else (f"{decision.module} ({item['node']})")
+        )
+        now = (
+            "float, returned"
+            if item.get("returned")
+            else decision.verdict.value
+            if decision
+            else ""
+        )
+        table.add_row(
+            str(place), name, decision.op if decision else "", f"{item['sensitivity']:.3%}",
+            "█" * max(round(20 * share), int(share > 0)), now,
+        )  # fmt: skip
     return table
 
 
