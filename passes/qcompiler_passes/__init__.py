@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from qcompiler.pipeline.contract import Pass
 from qcompiler_passes.apply.insert_qdq import InsertQdq
+from qcompiler_passes.apply.insert_switches import InsertSwitches
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
 from qcompiler_passes.decide.place_precision import PlacePrecision
 from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
@@ -62,6 +63,7 @@ PASSES: tuple[type[Pass], ...] = (
     # apply
     AdoptQuantized,
     InsertQdq,
+    InsertSwitches,
     # lower
     ToOrt,
     FinishQdq,

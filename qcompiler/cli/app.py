@@ -58,6 +58,16 @@ Form = Annotated[str | None, typer.Option(help="ort or qdq; default: the target'
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Threads = Annotated[int | None, typer.Option(help="Intra-op threads.", min=1)]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Return nodes to float until the outputs' cosine with float's has dropped by no more.",
+        min=0.0,
+    ),
+]
+KeepFloat = Annotated[
+    int | None, typer.Option(help="Return the N most damaging nodes to float.", min=0)
+]
 
 
 def _show_version(asked: bool) -> None:
@@ -92,6 +102,11 @@ def compile_(
     dump: Annotated[
         pathlib.Path | None, typer.Option(help="Folder for the graph's text after each pass.")
     ] = None,
+    max_drop: MaxDrop = None,
+    keep_float: KeepFloat = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure each node's damage to the output.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,13 +115,16 @@ def compile_(
     Example: qcompile compile model.onnx --recipe static-int8 --calibration data.npz -o out
     """
     from qcompiler.driver import qcompile
+    from qcompiler.recipe import Recipe
     from qcompiler.report.tables import summary
 
+    asked = {"max_drop": max_drop, "keep_float": keep_float, "sensitivity": sensitivity or None}
+    changes = {key: value for key, value in asked.items() if value is not None}
     with steps(quiet or json) as progress:
         artifact = qcompile(
             model,
             target=target,
-            recipe=recipe,
+            recipe=Recipe.of(recipe).changed(**changes),
             calibration=calibration,
             form=form,
             output=output,
@@ -132,10 +150,13 @@ def explain(
     removed: Annotated[
         bool, typer.Option(help="Also the nodes that exact rewrites folded away.")
     ] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Rank nodes by their damage to the output.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Tell of each node how it is quantized, or the coded reason why not."""
-    from qcompiler.report.tables import plan_table, summary
+    from qcompiler.report.tables import plan_table, sensitivity_table, summary
 
     folder = pathlib.Path(source)
     if (folder / "manifest.json").is_file():
@@ -144,14 +165,16 @@ def explain(
         from qcompiler.driver import qcompile
         from qcompiler.recipe import Recipe
 
-        wanted = Recipe.of(recipe)
-        plain = wanted.model_copy(
-            update={"verify": wanted.verify.model_copy(update={"enabled": False})}
+        plain = Recipe.of(recipe).changed(
+            verify={"enabled": False}, **({"sensitivity": True} if sensitivity else {})
         )
         with steps(json) as progress:
             artifact = qcompile(source, target, plain, calibration, progress=progress)
     if json:
         print_json({"plan": artifact.plan.to_dict(), "report": artifact.report.to_dict()})
+        return
+    if sensitivity:
+        out.print(sensitivity_table(artifact.report, artifact.plan))
         return
     out.print(plan_table(artifact.plan, removed=removed))
     out.print()

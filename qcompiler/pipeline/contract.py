@@ -83,6 +83,7 @@ class State:
         session: Session options the emitted model wants (a lowering pass sets them).
         diagnostics: All that passes reported, in order.
         removed: User's node name -> pass that folded it away (kept by the runner).
+        pinned: Planned nodes that must stay in float whatever rules and costs say, and why.
     """
 
     target: Target
@@ -98,6 +99,7 @@ class State:
     session: SessionSettings = dataclasses.field(default_factory=SessionSettings)
     diagnostics: list[Diagnostic] = dataclasses.field(default_factory=list)
     removed: dict[str, str] = dataclasses.field(default_factory=dict)
+    pinned: Mapping[str, Diagnostic] = dataclasses.field(default_factory=dict)
 
     def has(self, fact: Fact) -> bool:
         """Whether the fact is there."""

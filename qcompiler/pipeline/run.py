@@ -20,7 +20,7 @@ from qcompiler.ir.text import model_text
 from qcompiler.pipeline.contract import Fact, Pass, Phase, State
 from qcompiler.pipeline.registry import pipeline_text
 
-__all__ = ["PassTiming", "check_order", "run_pipeline"]
+__all__ = ["Compare", "PassTiming", "check_order", "run_pipeline"]
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
 from qcompiler_passes.decide.units import Unit, survey
-from qcompiler_passes.decide.wishes import Wish, wishes_of
+from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
 
 __all__ = ["PlacePrecision"]
 
@@ -54,7 +54,7 @@ class PlacePrecision(Pass):
             check_plan(state.plan, model, state)
             return PassResult(modified=False)
         recipe, target = state.recipe, state.target
-        wishes = wishes_of(all_nodes(model), recipe, state.removed)
+        wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
         static = state.feeds is not None or state.statistics is not None
         _check_demands(recipe, state, static)
         prices = Prices(target, state.shapes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from qcompiler.analysis.regions import FLOAT
@@ -57,6 +59,8 @@ def diagnose(node: ir.Node, refusal: Refusal, **values: object) -> Diagnostic:
 def why_float(unit: Unit, target: Target, shapes: Shapes, prices: Prices) -> Diagnostic:
     """The reason of a unit's head that the cut left in float."""
     node, rule = unit.head, unit.wish.rule
+    if unit.wish.pinned is not None:
+        return dataclasses.replace(unit.wish.pinned, where=place_of(node))
     if rule is not None and rule.scheme == "float":
         return diagnose(
             node, Refusal(Code.KEPT_BY_RULE, rule.reason or f"a rule keeps {rule.match!r} in float")

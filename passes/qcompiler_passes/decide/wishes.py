@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import onnx_ir as ir
 
-from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.provenance import module_of, origins
 from qcompiler.ir.walk import op_name
 from qcompiler.recipe import Recipe, Rule
 from qcompiler.targets.schema import Scheme
 
-__all__ = ["Wish", "wishes_of"]
+__all__ = ["Wish", "pin", "wishes_of"]
 
 _WILD = frozenset("*?[")
 _CANONICAL = {"Gemm": "MatMul", "BatchNormalization": "Conv", "FusedMatMul": "MatMul"}
@@ -34,6 +34,7 @@ class Wish:
         kernel: The only kernel row to use, or "".
         rule: The rule that decided, or None where the recipe itself does.
         named: The rule names this very node and no other.
+        pinned: Why the node stays in float whatever recipe and rules say, or None.
     """
 
     schemes: tuple[Scheme, ...]
@@ -44,6 +45,7 @@ class Wish:
     kernel: str = ""
     rule: Rule | None = None
     named: bool = False
+    pinned: Diagnostic | None = None
 
     @property
     def is_demand(self) -> bool:
@@ -85,6 +87,16 @@ def wishes_of(
         if not hit:
             raise _matches_nothing(rule, index, nodes, removed)
     return wishes
+
+
+def pin(wishes: Mapping[str, Wish], pinned: Mapping[str, Diagnostic]) -> dict[str, Wish]:
+    """The wishes with some nodes, by name, in float."""
+    return {
+        name: dataclasses.replace(wish, schemes=(), kernel="", rule=None, pinned=pinned[name])
+        if name in pinned
+        else wish
+        for name, wish in wishes.items()
+    }
 
 
 def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:

@@ -1,0 +1,1 @@
+"""What quantizing each node costs the model's output, and which nodes to return to float for it."""
