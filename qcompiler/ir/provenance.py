@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 
@@ -28,7 +29,7 @@ def mark_origins(model: ir.Model) -> None:
 
 def origins(node: ir.Node) -> tuple[str, ...]:
     """Names of the user's nodes that ``node`` stands for, in their order; may be empty."""
-    return tuple(json.loads(node.metadata_props.get(_ORIGIN, "[]")))
+    return _names(node.metadata_props.get(_ORIGIN, "[]"))
 
 
 def module_of(node: ir.Node) -> str:
@@ -52,6 +53,11 @@ def inherit(new: Iterable[ir.Node], old: Iterable[ir.Node]) -> None:
 def user_nodes(model: ir.Model) -> set[str]:
     """All the user's node names that the model still stands for."""
     return {name for node in all_nodes(model) for name in origins(node)}
+
+
+@functools.lru_cache(maxsize=1 << 16)  # the runner asks for all names before and after each pass
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def _torch_module(node: ir.Node) -> str:
