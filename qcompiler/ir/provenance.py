@@ -14,6 +14,7 @@ __all__ = ["inherit", "mark_origins", "module_of", "origins", "user_nodes"]
 
 _ORIGIN = "qcompiler.origin"
 _MODULE = "qcompiler.module"
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # torch's name for "outside any module"
 _SCOPES = "pkg.torch.onnx.name_scopes"  # written by torch.onnx.export(dynamo=True)
 
 
@@ -69,7 +70,9 @@ def _torch_module(node: ir.Node) -> str:
     except ValueError:
         return ""
     # the scopes run from the model ("") to the innermost module, then the FX node itself
-    return scopes[-2] if isinstance(scopes, list) and len(scopes) >= 2 else ""
+    if not isinstance(scopes, list) or len(scopes) < 2 or scopes[-2] == _NO_MODULE:
+        return ""
+    return str(scopes[-2])
 
 
 def _common_path(paths: list[str]) -> str:
