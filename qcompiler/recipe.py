@@ -17,6 +17,7 @@ from qcompiler.targets.schema import Scheme
 __all__ = ["RECIPES", "CalibrationOptions", "Recipe", "Rule", "VerifyOptions", "WeightOptions"]
 
 SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
+ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 
 
@@ -73,17 +74,20 @@ class CalibrationOptions(_Strict):
 
 
 class WeightOptions(_Strict):
-    """How weights are rounded in the weight-only schemes.
+    """How weights are rounded.
 
     Attributes:
-        bits: 2, 4 or 8.
-        group_size: Elements per scale.
-        symmetric: No zero point.
+        bits: 2, 4 or 8, in the weight-only schemes.
+        group_size: Elements per scale, in the weight-only schemes.
+        symmetric: No zero point, in the weight-only schemes.
+        granularity: ``tensor`` gives a weight one scale where activations are quantized as well,
+            ``channel`` one per output channel; ``auto`` is the kernel's.
     """
 
     bits: Literal[2, 4, 8] = 8
     group_size: int = pydantic.Field(128, ge=16)
     symmetric: bool = True
+    granularity: Literal["auto", "channel", "tensor"] = "auto"
 
 
 class VerifyOptions(_Strict):
@@ -114,6 +118,8 @@ class Recipe(_Strict):
         schemes: Schemes the planner may choose from, best first; empty means float.
         rules: Exceptions, general first; the last match wins. A rule that matches nothing is an
             error.
+        activations: Type of static activations. One graph has one: kernels that take another stay
+            unused. ``auto`` is the target's first; asking for one that it lacks is an error.
         force: Quantize also where the cost model says that it does not pay.
         embeddings: Store embedding tables in int8.
         calibration: How ranges are found.
@@ -121,16 +127,12 @@ class Recipe(_Strict):
         verify: What is proven after the compile.
         pipeline: Pipeline text instead of the default one.
         seed: Seed of all randomness (generated inputs).
-        max_drop: Return the most damaging nodes to float until the metric (``qcompile(metric=)``;
-            by default the cosine of the outputs with float's) has dropped by no more than this.
-        drop: Whether ``max_drop`` is a share of float's metric or a difference from it.
-        keep_float: Return at least so many of the most damaging nodes to float.
-        sensitivity: Measure what each node does to the output, for the report.
     """
 
     name: str = "custom"
     schemes: tuple[Scheme, ...] = (Scheme.STATIC, Scheme.TOKEN)
     rules: tuple[Rule, ...] = ()
+    activations: ActivationName = "auto"
     force: bool = False
     embeddings: bool = True
     calibration: CalibrationOptions = CalibrationOptions()
@@ -138,10 +140,6 @@ class Recipe(_Strict):
     verify: VerifyOptions = VerifyOptions()
     pipeline: str | None = None
     seed: int = 0
-    max_drop: float | None = pydantic.Field(None, ge=0.0, allow_inf_nan=False)
-    drop: Literal["relative", "absolute"] = "relative"
-    keep_float: int | None = pydantic.Field(None, ge=0)
-    sensitivity: bool = False
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:
@@ -175,15 +173,6 @@ class Recipe(_Strict):
         if path.suffix.lower() not in (".toml", ".yaml", ".yml", ".json"):
             raise QcError(Code.UNKNOWN_RECIPE, text, "no such recipe", nearest(text, RECIPES))
         return cls._from_mapping(_read(path), str(path))
-
-    def changed(self, **changes: Any) -> Recipe:
-        """This recipe with some keys changed; tables are merged, the name stays.
-
-        Raises:
-            QcError: QC403 unknown key or bad value.
-        """
-        merged = _merge(self.model_dump(mode="json"), changes)
-        return self._from_mapping(merged, f"recipe {self.name}") if changes else self
 
     @classmethod
     def _from_mapping(cls, data: Mapping[str, Any], where: str) -> Recipe:
@@ -285,7 +274,13 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="auto", schemes=(Scheme.STATIC, Scheme.TOKEN)),
-        Recipe(name="static-int8", schemes=(Scheme.STATIC,)),
+        Recipe(name="static-int8", schemes=(Scheme.STATIC,), activations="int8"),
+        # forced, like weight-only: who asks for a type by name wants it, on a CPU as a reference
+        Recipe(name="static-fp8", schemes=(Scheme.STATIC,), activations="fp8-e4m3", force=True),
+        Recipe(
+            name="static-fp8-e5m2", schemes=(Scheme.STATIC,), activations="fp8-e5m2", force=True
+        ),
+        Recipe(name="static-a16w8", schemes=(Scheme.STATIC,), activations="int16", force=True),
         Recipe(name="dynamic-int8", schemes=(Scheme.TOKEN,)),
         # forced: who asks for weight-only by name wants a small model, at any batch size
         Recipe(

@@ -34,6 +34,8 @@ _NAMES = {
     "e5m2": ir.DataType.FLOAT8E5M2,
 }
 _WORDS = {dtype: word for word, dtype in _NAMES.items()}
+# largest value of the 8-bit floats (arXiv 2209.05433, table 1)
+_LARGEST = {ir.DataType.FLOAT8E4M3FN: 448, ir.DataType.FLOAT8E5M2: 57344}
 _GRAMMAR = re.compile(
     r"(?P<dtype>s8|u8|s4|u4|s2|u2|s16|u16|s32|e4m3|e5m2)"
     r"(?:r(?P<bits>\d))?"
@@ -47,7 +49,8 @@ class QSpec:
 
     The text form is ``<dtype>[r<bits>]<t|c|k|g<size>>[@axis][z][d]``: ``u8tz`` is an unsigned
     static per-tensor activation with a zero point, ``s8c@1`` a symmetric weight with one scale per
-    column, ``u8kd`` a per-token dynamic activation, ``u4g32@0z`` 4-bit blocks along the rows.
+    column, ``u8kd`` a per-token dynamic activation, ``u4g32@0z`` 4-bit blocks along the rows,
+    ``e4m3t`` an 8-bit float with one scale. Floats are symmetric, and use all of their bits.
 
     Attributes:
         dtype: The stored element type.
@@ -73,11 +76,18 @@ class QSpec:
             raise ValueError(f"granularity {self.granularity.name} and axis {self.axis} disagree")
         if (self.granularity is Granularity.BLOCK) != (self.group_size is not None):
             raise ValueError(f"granularity {self.granularity.name} and group_size disagree")
+        if self.is_float8 and (self.bits is not None or not self.symmetric):
+            raise ValueError(f"a spec of {self.word} has neither a zero point nor fewer bits")
+
+    @property
+    def word(self) -> str:
+        """The element type as the text form has it: ``u8``, ``e4m3``."""
+        return _WORDS[self.dtype]
 
     @property
     def is_signed(self) -> bool:
-        """Whether the integer type is signed."""
-        return _WORDS[self.dtype].startswith("s")
+        """Whether the type has negative numbers: signed integers and floats."""
+        return not _WORDS[self.dtype].startswith("u")
 
     @property
     def is_float8(self) -> bool:
@@ -86,7 +96,9 @@ class QSpec:
 
     @property
     def qmin(self) -> int:
-        """Smallest integer used. Signed symmetric types leave out the lowest value."""
+        """Smallest number used. Signed symmetric integers leave out the lowest value."""
+        if self.is_float8:
+            return -_LARGEST[self.dtype]
         bits: int = self.bits or self.dtype.bitwidth
         if not self.is_signed:
             return 0
@@ -94,7 +106,9 @@ class QSpec:
 
     @property
     def qmax(self) -> int:
-        """Largest integer used."""
+        """Largest number used."""
+        if self.is_float8:
+            return _LARGEST[self.dtype]
         bits: int = self.bits or self.dtype.bitwidth
         return (1 << (bits - 1)) - 1 if self.is_signed else (1 << bits) - 1
 

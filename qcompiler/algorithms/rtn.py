@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.affine import Array, IntArray, range_to_params
+from qcompiler.numerics.float8 import round_float8, to_float8
 from qcompiler.numerics.qtensor import QTensor, expand_groups
 from qcompiler.schemes import Granularity, QSpec
 
@@ -48,7 +49,7 @@ def round_to_nearest(
         smallest_scale: Floor of the scales, broadcast against them; None has no floor.
 
     Returns:
-        Integers in the spec's type with scales of the weight's rank.
+        Elements of the spec's type with scales of the weight's rank.
 
     Raises:
         QcError: QC301, the weight holds NaN or infinity.
@@ -96,7 +97,7 @@ def tile_extrema(weight: Array, spec: QSpec) -> tuple[Array, Array]:
 
 def round_with_scale(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> QTensor:
     """Quantize with given parameters, shaped as the tiles of ``spec``."""
-    q = np.empty(weight.shape, spec.dtype.numpy() if spec.dtype.bitwidth > 8 else _byte(spec))
+    q = np.empty(weight.shape, _element(spec))
     if weight.ndim == 0:
         q[...] = _round(weight, scale, zero_point, spec)
     for rows, tiles in _pieces(weight.shape, spec):
@@ -114,7 +115,9 @@ def round_with_scale(weight: Array, scale: Array, zero_point: IntArray, spec: QS
 
 
 def _round(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> Array:
-    """Integers as floats."""
+    """Integers as floats, or 8-bit floats."""
+    if spec.is_float8:
+        return to_float8(weight / scale, spec.dtype)
     piece: Array = np.rint(weight / scale)
     if zero_point.any():
         piece += zero_point.astype(np.float32)
@@ -181,8 +184,11 @@ def _search(
             parts = (scale, *bounds[index])
             steps, low, high = (_along(part, weight.shape, rows, tiles, spec) for part in parts)
             difference = np.divide(piece, steps)
-            np.rint(difference, out=difference)
-            np.clip(difference, low, high, out=difference)
+            if spec.is_float8:
+                difference = round_float8(difference, spec.dtype)
+            else:
+                np.rint(difference, out=difference)
+                np.clip(difference, low, high, out=difference)
             difference *= steps
             difference -= piece
             difference *= difference
@@ -211,6 +217,8 @@ def _sum_tiles(squares: Array, shape: tuple[int, ...], spec: QSpec) -> Array:
     return total
 
 
-def _byte(spec: QSpec) -> np.dtype[Any]:
-    """Types of fewer than 8 bits are held one to a byte."""
+def _element(spec: QSpec) -> np.dtype[Any]:
+    """The type to hold one element in; types of fewer than 8 bits take a byte each."""
+    if spec.is_float8 or spec.dtype.bitwidth > 8:
+        return np.dtype(spec.dtype.numpy())
     return np.dtype(np.int8 if spec.is_signed else np.uint8)

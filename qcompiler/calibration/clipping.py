@@ -1,6 +1,7 @@
 """Ranges from a distribution alone: percentile, entropy, least squared error. Pure functions.
 
-All ranges lie within the observed extremes; under a symmetric spec ``lo == -hi``.
+All ranges lie within the observed extremes, those of 8-bit floats within twice these; under a
+symmetric spec ``lo == -hi``.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.calibration.histogram import Distribution
-from qcompiler.numerics.affine import range_to_params
+from qcompiler.numerics.affine import range_to_params, round_trip
 from qcompiler.schemes import QSpec
 
-__all__ = ["entropy_range", "mse_range", "percentile_range", "squared_error"]
+__all__ = ["WIDENED", "entropy_range", "mse_range", "percentile_range", "squared_error"]
 
 Floats = npt.NDArray[np.float64]
 Range = tuple[float, float]
 
 _SHRINKS = np.linspace(1.0, 0.2, 17)  # steps of 5 %; below a fifth clipping never paid
 _SIDE_SHRINKS = np.array((1.0, 0.975, 0.95, 0.925, 0.9, 0.8, 0.7, 0.6))
+# Where the steps of a float double depends on the scale: up to the next power of two a wider range
+# clips nothing, costs no resolution, and may put the bulk of the values where steps are finer.
+WIDENED = (1.125, 1.25, 1.5, 1.75)
 _FINEST = 2.0**-12  # bins this much smaller than the range are far inside one 8-bit step
 _EPSILON = 1e-4  # mass given to empty bins of the quantized distribution, as counts
 _THRESHOLDS = 64  # candidate ranges of the entropy search
@@ -40,9 +44,12 @@ def percentile_range(values: Distribution, spec: QSpec, percentile: float) -> Ra
 def mse_range(values: Distribution, spec: QSpec) -> Range:
     """The range with the least expected squared error among shrunk ones.
 
-    First both sides are shrunk together, then each side on its own from there.
+    First both sides are shrunk together, then each side on its own from there. For 8-bit floats
+    widened ranges are tried as well.
     """
     lo, hi = _observed(values, spec)
+    if spec.is_float8:
+        return _best(values, spec, [(lo * a, hi * a) for a in (*_SHRINKS, *WIDENED)])
     values = values.coarse(max(-lo, hi) * _FINEST)
     lo, hi = _best(values, spec, [(lo * a, hi * a) for a in _SHRINKS])
     if not spec.symmetric:
@@ -64,12 +71,17 @@ def squared_error(values: Distribution, lo: Floats, hi: Floats, spec: QSpec) -> 
         values: The distribution; ``bins`` bins.
         lo: Lower ends ``[ranges]``.
         hi: Upper ends ``[ranges]``.
-        spec: The integer type.
+        spec: The integer type; of an 8-bit float the error in the middle of each bin counts, whose
+            width is at most a sixteenth of a step of the type.
 
     Returns:
         float64 ``[ranges]``.
     """
     scale, zero_point = range_to_params(lo, hi, spec)
+    if spec.is_float8:
+        centres = ((values.left + values.right) / 2)[None].astype(np.float32)
+        off = centres - round_trip(centres, scale[:, None], zero_point[:, None], spec)
+        return np.asarray(np.square(off.astype(np.float64)) @ values.count)
     scale = scale.astype(np.float64)[:, None]
     # the representable ends after rounding the zero point, in steps
     least = (spec.qmin - zero_point.astype(np.float64))[:, None]

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.calibration.clipping import entropy_range, mse_range, percentile_range
+from qcompiler.calibration.clipping import WIDENED, entropy_range, mse_range, percentile_range
 from qcompiler.calibration.histogram import Distribution
 from qcompiler.calibration.layers import Layer, sketch
 from qcompiler.calibration.rows import Channels
-from qcompiler.numerics.affine import range_to_params
+from qcompiler.numerics.affine import range_to_params, round_trip
 from qcompiler.numerics.products import small_product
 from qcompiler.schemes import QSpec
 
@@ -70,9 +70,7 @@ class Judge:
     def error(self, lo: float, hi: float, spec: QSpec) -> float:
         """Of quantizing with the range."""
         scale, zero_point = range_to_params(np.asarray(lo), np.asarray(hi), spec)
-        steps = np.rint(self._rows / scale)
-        np.clip(steps, spec.qmin - int(zero_point), spec.qmax - int(zero_point), out=steps)
-        steps *= scale
+        steps = round_trip(self._rows, scale, zero_point, spec)
         np.subtract(self._rows, steps, out=steps)
         error = 0.0
         if self._sketch is not None:
@@ -98,14 +96,21 @@ class Judge:
 def candidates(
     values: Distribution, lo: float, hi: float, spec: QSpec, bins: int
 ) -> list[Candidate]:
-    """Ranges worth judging: those of every method, and shrunk extremes. Doubles are left out."""
+    """Ranges worth judging: those of every method, and shrunk extremes. Doubles are left out.
+
+    Entropy is left out for 8-bit floats, whose levels are not evenly spaced; instead the extremes
+    are widened too, see :data:`~qcompiler.calibration.clipping.WIDENED`.
+    """
     proposed = [
         Candidate(lo, hi, "minmax"),
         *(Candidate(*percentile_range(values, spec, p), f"percentile {p:g}") for p in _PERCENTILES),
         Candidate(*mse_range(values, spec), "mse"),
-        Candidate(*entropy_range(values, spec, bins), "entropy"),
         *(Candidate(lo * a, hi * a, f"minmax x {a:g}") for a in _SHRINKS),
     ]
+    if spec.is_float8:
+        proposed += [Candidate(lo * a, hi * a, f"minmax x {a:g}") for a in WIDENED]
+    else:
+        proposed.append(Candidate(*entropy_range(values, spec, bins), "entropy"))
     kept: list[Candidate] = []
     for item in proposed:
         near = _SAME * (item.hi - item.lo)

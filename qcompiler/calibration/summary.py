@@ -16,6 +16,7 @@ from qcompiler.calibration.layers import Layer, channel_axis, judging, patch_mom
 from qcompiler.calibration.moments import PatchMoment
 from qcompiler.calibration.output_error import Candidate, Judge, candidates, search
 from qcompiler.calibration.rows import Channels, Reservoir
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.recipe import CalibrationOptions
 from qcompiler.schemes import QSpec
 
@@ -124,12 +125,16 @@ class TensorSummary:
         return total
 
     def range(self, spec: QSpec, options: CalibrationOptions, layers: Sequence[Layer]) -> Candidate:
-        """The range under ``spec`` by the method of ``options``, and the method's name."""
+        """The range under ``spec`` by the method of ``options``, and the method's name.
+
+        Raises:
+            QcError: QC403, the method is ``entropy`` and the spec an 8-bit float.
+        """
         if self.is_empty or self.is_dead:
             # any scale holds a zero; 1 keeps the scale of a bias that is built on it normal
             return Candidate(-1.0 if spec.symmetric else 0.0, 1.0, "dead")
         lo, hi = self.extremes.result(spec)
-        if options.method == "minmax" or spec.is_float8:
+        if options.method == "minmax":
             return Candidate(lo, hi, "minmax")
         if options.method == "moving-average":
             return Candidate(*self.average.result(spec), "moving-average")
@@ -137,6 +142,13 @@ class TensorSummary:
         if options.method == "percentile":
             return Candidate(*percentile_range(values, spec, options.percentile), "percentile")
         if options.method == "entropy":
+            if spec.is_float8:
+                raise QcError(
+                    Code.RECIPE_KEY,
+                    "calibration.method",
+                    f"entropy compares evenly spaced levels, those of {spec.word} are not",
+                    "use auto, minmax, percentile or mse",
+                )
             return Candidate(*entropy_range(values, spec, options.bins), "entropy")
         if options.method == "mse" or not self._has_rows(layers):
             return Candidate(*mse_range(values, spec), "mse")

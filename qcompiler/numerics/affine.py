@@ -1,7 +1,8 @@
-"""Affine quantization: scales and zero points from ranges, quantize, dequantize.
+"""Quantization: scales and zero points from ranges, quantize, dequantize.
 
 ``q = clip(round(x / scale) + zero_point, qmin, qmax)`` with round-half-to-even, as ONNX
-``QuantizeLinear`` defines it (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html).
+``QuantizeLinear`` defines it (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html). 8-bit
+floats have a scale and no zero point, and another rounding: :mod:`qcompiler.numerics.float8`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.numerics.float8 import is_float8, round_float8, to_float8
 from qcompiler.schemes import QSpec
 
-__all__ = ["Array", "IntArray", "affine_params", "dequantize", "quantize", "range_to_params"]
+__all__ = [
+    "Array",
+    "IntArray",
+    "affine_params",
+    "dequantize",
+    "quantize",
+    "quantize_as",
+    "range_to_params",
+    "round_trip",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -53,7 +64,8 @@ def range_to_params(lo: Array, hi: Array, spec: QSpec) -> tuple[Array, IntArray]
     """Scale and zero point of ``[lo, hi]`` under ``spec``, symmetric or not.
 
     A symmetric spec uses ``max(|lo|, |hi|)``; its zero point is 0 for a signed type and
-    mid-range (128 for uint8) for an unsigned one.
+    mid-range (128 for uint8) for an unsigned one. An 8-bit float maps the bound to its largest
+    value: ``scale = bound / 448`` for E4M3FN, ``bound / 57344`` for E5M2.
     """
     if not spec.symmetric:
         return affine_params(lo, hi, spec.qmin, spec.qmax)
@@ -71,8 +83,28 @@ def quantize(x: Array, scale: Array, zero_point: IntArray, qmin: int, qmax: int)
     return np.clip(q, qmin, qmax).astype(np.int32)
 
 
-def dequantize(q: IntArray, scale: Array, zero_point: IntArray) -> Array:
-    """Float32 values that ``q`` stands for."""
+def quantize_as(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> npt.NDArray[Any]:
+    """The elements that store ``x`` under ``spec``: int32 for integers, or 8-bit floats."""
+    if spec.is_float8:
+        return to_float8(np.asarray(x, np.float32) / scale, spec.dtype)
+    return quantize(x, scale, zero_point, spec.qmin, spec.qmax)
+
+
+def round_trip(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> Array:
+    """``x`` quantized and dequantized, float32; all parts in floats, nothing is stored."""
+    if spec.is_float8:
+        steps = round_float8(x / scale, spec.dtype)
+    else:
+        steps = np.rint(x / scale)
+        np.clip(steps, spec.qmin - zero_point, spec.qmax - zero_point, out=steps)
+    steps *= scale
+    return steps
+
+
+def dequantize(q: npt.NDArray[Any], scale: Array, zero_point: IntArray) -> Array:
+    """Float32 values that ``q``, integers or 8-bit floats, stands for."""
+    if is_float8(q):
+        return (q.astype(np.float32) * scale).astype(np.float32)
     return ((q.astype(np.int32) - zero_point).astype(np.float32) * scale).astype(np.float32)
 
 

@@ -120,12 +120,14 @@ def unpack_matmul_nbits(blob: NBitsBlob) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(floats.T, dtype=np.float32)
 
 
-def integer_tensor(q: IntArray, dtype: ir.DataType, name: str | None = None) -> ir.Tensor[Any]:
+def integer_tensor(
+    q: npt.NDArray[Any], dtype: ir.DataType, name: str | None = None
+) -> ir.Tensor[Any]:
     """``q`` as an ir tensor of ``dtype``; sub-byte types are packed when the file is written.
 
     Args:
-        q: Integers that fit ``dtype``, one per element.
-        dtype: An integer type, 4- and 2-bit ones included.
+        q: Numbers that ``dtype`` holds exactly, one per element.
+        dtype: An integer type, 4- and 2-bit ones included, or an 8-bit float.
         name: Name of the tensor.
     """
     return ir.Tensor(q.astype(dtype.numpy(), copy=False), dtype=dtype, name=name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.affine import Array, IntArray, dequantize
+from qcompiler.numerics.affine import Array, dequantize
 from qcompiler.schemes import QSpec
 
 __all__ = ["QTensor", "expand_groups"]
@@ -16,24 +16,25 @@ __all__ = ["QTensor", "expand_groups"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QTensor:
-    """Integers with their scales.
+    """Stored elements with their scales.
 
     Laws, checked when it is made:
 
-    - ``q`` has the original's shape and holds one unpacked integer per element;
+    - ``q`` has the original's shape and holds one unpacked element each: an integer, or an 8-bit
+      float (``spec.dtype.numpy()``, a byte that numpy knows as a number);
     - ``scale.ndim == q.ndim`` and ``scale.shape[i]`` is ``1``, ``q.shape[i]`` or the number of
       groups, ``ceil(q.shape[i] / group_size)`` (the last group may be ragged);
     - ``zero_point`` has the shape of ``scale``, or is None when it is 0 everywhere;
     - ``original ~= (q - zero_point) * scale``, each scale repeated over its tile.
 
     Attributes:
-        q: ``[...]``, one unpacked integer per element in any integer type that holds it.
+        q: ``[...]``, integers in any integer type that holds them, or 8-bit floats.
         scale: float32.
         zero_point: int32 or None.
         spec: How it was quantized.
     """
 
-    q: IntArray
+    q: npt.NDArray[Any]
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int32] | None
     spec: QSpec

@@ -47,7 +47,8 @@ def describe(target: Target) -> str:
                     row.scheme.value,
                     f"{_specs(row.inputs)} -> {_specs((row.output,))}",
                     ", ".join(form.value for form in row.forms),
-                    ", ".join(f"`{op}`" for op in (row.runtime_op, *row.qdq_ops) if op) or "-",
+                    ", ".join(f"`{op}`" for op in (row.runtime_op, *row.qdq_ops) if op)
+                    or ("float, as a reference" if row.reference else "-"),
                     ", ".join(row.fuses) or "-",
                     ", ".join(row.conditions) or "-",
                     row.source,

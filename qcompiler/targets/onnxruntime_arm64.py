@@ -9,6 +9,7 @@ from __future__ import annotations
 from qcompiler.schemes import QSpec
 from qcompiler.targets.costs import cpu_arm64
 from qcompiler.targets.onnxruntime_cpu import CARRIES, DYNAMIC_KERNELS, FIXED, OPTIONS
+from qcompiler.targets.onnxruntime_float8 import FLOAT8_REFERENCES
 from qcompiler.targets.onnxruntime_traps import TRAPS
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
 
@@ -126,6 +127,7 @@ KERNELS = (
         source=f"{CONTRIB}#com.microsoft.QLinearConcat; {READ}",
     ),
     *DYNAMIC_KERNELS,
+    *FLOAT8_REFERENCES,
 )
 
 CPU_ARM64 = Target(

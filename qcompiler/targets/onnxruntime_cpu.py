@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qcompiler.schemes import QSpec
 from qcompiler.targets.costs import cpu_amx, cpu_avx2, cpu_avx512, cpu_vnni
+from qcompiler.targets.onnxruntime_float8 import FLOAT8_REFERENCES
 from qcompiler.targets.onnxruntime_traps import DISABLED_OPTIMIZERS, TRAPS
 from qcompiler.targets.schema import Carry, Form, Kernel, Scheme, Target
 
@@ -179,6 +180,7 @@ KERNELS = (
         source=f"{CONTRIB}#com.microsoft.QLinearConcat; {PROBED}",
     ),
     *DYNAMIC_KERNELS,
+    *FLOAT8_REFERENCES,
 )
 
 CARRIED = f"{OPERATORS}; {PROBED}: in and out with the same scale and zero point"

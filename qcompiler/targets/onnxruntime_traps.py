@@ -169,6 +169,30 @@ TRAPS = (
         source=SEEN,
     ),
     Trap(
+        id="float8-relu",
+        kernels=(
+            "matmul-static-e4m3",
+            "matmul-static-e5m2",
+            "conv-static-e4m3",
+            "conv-static-e5m2",
+        ),
+        condition="always",
+        effect="a Relu in front of a QuantizeLinear with a zero point of 8-bit floats is dropped, "
+        "as if they were unsigned: silently wrong",
+        remedy="from opset 21 on QuantizeLinear names its type by an attribute and has no zero "
+        "point; before, ReluQuantRewrite is switched off in the artifact's session options",
+        source=SEEN,
+    ),
+    Trap(
+        id="float8-fused",
+        kernels=("matmul-static-e4m3", "matmul-static-e5m2"),
+        condition="always",
+        effect="DequantizeLinear of 8-bit floats and MatMul become MatMulIntegerToFloat, which "
+        "does not take them: the model does not load",
+        remedy="session.disable_quant_qdq=1 in the session options of the artifact",
+        source=SEEN,
+    ),
+    Trap(
         id="last-axis-quantize",
         kernels=("*",),
         condition="always",

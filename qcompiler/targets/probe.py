@@ -23,6 +23,7 @@ from qcompiler.runtime.session import runtime_errors
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.fit import scale_cost
 from qcompiler.targets.host import host
+from qcompiler.targets.probe_float8 import FLOAT8_ENTRIES
 from qcompiler.targets.probe_layers import ConvShape, Probed, model_of, probed_layer
 from qcompiler.targets.probe_speed import Measured, Timing, measure
 from qcompiler.targets.probe_timing import compute, operators
@@ -167,10 +168,11 @@ def probe(
     traps = tuple(_spring(target, tell)) if rows is None else ()
     measured = Measured()
     complete = True
+    timed = tuple(row for row in chosen if not row.reference)
     if refit and target.costs and cpu.has(target.isa):
         end = start + (seconds if seconds is not None else (15.0 if quick else 60.0))
         complete = measure(
-            target, chosen, measured, quick=quick, end=end, threads=threads, tell=tell
+            target, timed, measured, quick=quick, end=end, threads=threads, tell=tell
         )
     # What was not timed is as much slower or faster here as float is: else a table would mix two
     # machines, and conversions would look cheap or dear beside the kernels they serve.
@@ -214,6 +216,8 @@ def settings_of(row: Kernel, form: Form, target: Target) -> SessionSettings:
     if form is Form.QDQ and row.scheme.value == "dynamic":
         key = "optimization.disable_specified_optimizers"
         entries[key] = ";".join(filter(None, [entries.get(key), "MatMulAddFusion"]))
+    if any(spec is not None and spec.is_float8 for spec in row.inputs):
+        entries.update(FLOAT8_ENTRIES)
     return SessionSettings("all", entries)
 
 

@@ -17,6 +17,7 @@ from qcompiler.ir.edit import Tape
 from qcompiler.numerics.packing import pack_bits
 from qcompiler.schemes import QSpec
 from qcompiler.targets.cost import Work
+from qcompiler.targets.probe_float8 import float8_layer
 from qcompiler.targets.schema import Kernel, Target
 
 __all__ = ["Array", "Build", "ConvShape", "Probed", "model_of", "probed_layer", "quantize_by_row"]
@@ -142,6 +143,8 @@ def probed_layer(
         KeyError: If the row has an operator that is not known here.
     """
     rng = np.random.default_rng(seed)
+    if row.inputs[0] is not None and row.inputs[0].is_float8:
+        return _float8(row, size, rng)
     if isinstance(size, ConvShape):
         return _conv(row, target, size, rng, numbers)
     if row.op == "MatMul":
@@ -149,6 +152,15 @@ def probed_layer(
     if row.op == "Gather":
         return _gather(size, rng)
     return _pointwise(row, size, rng)
+
+
+def _float8(row: Kernel, size: tuple[int, ...] | ConvShape, rng: np.random.Generator) -> Probed:
+    """A layer of 8-bit floats, of one size for convolutions."""
+    rows, inner, columns = (9, 64, 48) if isinstance(size, ConvShape) else size
+    work = Work(rows * inner * columns, rows, max(rows * inner, rows * columns))
+    builds, x, expected = float8_layer(row, rows, inner, columns, rng)
+    feeds = {form: {"x": x} for form in builds}
+    return Probed(work, feeds, builds, expected, _EXACT * 20)
 
 
 def _activation(spec: QSpec, shape: tuple[int, ...], rng: np.random.Generator) -> _Tensor:

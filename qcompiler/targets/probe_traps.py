@@ -17,6 +17,7 @@ from qcompiler.diagnostics import QcError
 from qcompiler.ir.edit import Tape
 from qcompiler.runtime.session import runtime_errors
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.targets.probe_float8 import FLOAT8_TRAP_PROBES
 from qcompiler.targets.probe_layers import Array, Build, model_of
 from qcompiler.targets.probe_timing import Case, compute, operators, time_cases
 
@@ -369,4 +370,5 @@ TRAP_PROBES: Mapping[str, TrapProbeFunction] = {
     "nbits-float-zero-point": _nbits_float_zero_point,
     "dequantized-table": _dequantized_table,
     "last-axis-quantize": _last_axis_quantize,
+    **FLOAT8_TRAP_PROBES,
 }

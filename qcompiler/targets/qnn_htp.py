@@ -1,7 +1,7 @@
 """Qualcomm QNN on the HTP: a fixed-point machine, so activations stay quantized between layers.
 
-Each row has a twin with 16-bit activations (``-u16``), chosen by a rule of the recipe where 8 bits
-lose too much.
+Each row has a twin with 16-bit activations (``-u16``), which ``activations = "int16"`` (the recipe
+``static-a16w8``) takes where 8 bits lose too much.
 """
 
 from __future__ import annotations
@@ -319,6 +319,13 @@ QNN_HTP = Target(
         Carry("Resize", DOCS, ("resize-nearest",)),
     ),
     unifies=(Unify("Concat", DOCS, ("activations-only",)),),
-    fixed={"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0), "Softmax": (0.0, 1.0)},
+    fixed={
+        "Sigmoid": (0.0, 1.0),
+        "Tanh": (-1.0, 1.0),
+        "Softmax": (0.0, 1.0),
+        # with 16 bits the kernels want steps of 2^-16 from 0, and of 2^-15 from -1
+        "Sigmoid/u16": (0.0, 65535 / 65536),
+        "Tanh/u16": (-1.0, 32767 / 32768),
+    },
     source="no costs: everything that has a row is quantized",
 )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.targets.cuda import CUDA
 from qcompiler.targets.generic_qdq import GENERIC_QDQ
 from qcompiler.targets.host import Host, host, target_name
 from qcompiler.targets.onnxruntime_arm64 import CPU_ARM64
@@ -38,6 +39,7 @@ _BUILT_IN: Mapping[str, Target] = {
         CPU_ARM64,
         GENERIC_QDQ,
         TENSORRT,
+        CUDA,
         OPENVINO,
         QNN_HTP,
     )

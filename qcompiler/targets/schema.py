@@ -69,6 +69,8 @@ class Kernel:
         fuses: Operators that may be absorbed behind it (``Relu``, ``Clip``, ``Add``: a bias).
         source: Where the claim comes from: URL, document section, or probe.
         qdq_ops: What may be seen instead of ``runtime_op`` when the model is written as QDQ.
+        reference: The runtime has no such kernel: it dequantizes and computes in float, so that
+            nothing is gained but the numbers. Only a recipe or rule that forces takes the row.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Kernel:
     conditions: tuple[str, ...] = ()
     fuses: tuple[str, ...] = ()
     qdq_ops: tuple[str, ...] = ()
+    reference: bool = False
 
     def seen_as(self, form: Form) -> tuple[str, ...]:
         """Operators of which one must be in the runtime's graph; empty: nothing can be proven."""
@@ -145,7 +148,8 @@ class Target:
         kernels: Rows; for one op and scheme the first that fits is preferred.
         carries: Rows.
         unifies: Rows.
-        fixed: Operators whose output range is known: ``{"Sigmoid": (0, 1)}``.
+        fixed: Operators whose output range is known: ``{"Sigmoid": (0, 1)}``. ``Sigmoid/u16`` is
+            the range for one type of activations.
         traps: Rows.
         weight_bits: Bits really used by 8-bit weights (7: no int16 saturation on AVX2).
         costs: Cost by kernel id, and of float operators as ``float.MatMul``, conversions as
@@ -179,8 +183,13 @@ class Target:
                 return row
         raise KeyError(id)
 
+    def fixed_range(self, op: str, spec: QSpec) -> tuple[float, float] | None:
+        """The known range of the operator's output when it is stored as ``spec``, or None."""
+        return self.fixed.get(f"{op}/{spec.word}", self.fixed.get(op))
+
     def weight_spec(self, spec: QSpec) -> QSpec:
-        """The spec of an 8-bit weight with the target's :attr:`weight_bits` applied."""
-        if self.weight_bits is None or spec.dtype.bitwidth != 8 or spec.group_size is not None:
+        """The spec of an 8-bit integer weight with the target's :attr:`weight_bits` applied."""
+        is_byte = spec.dtype.bitwidth == 8 and not spec.is_float8
+        if self.weight_bits is None or not is_byte or spec.group_size is not None:
             return spec
         return dataclasses.replace(spec, bits=self.weight_bits)

@@ -1,4 +1,4 @@
-"""NVIDIA TensorRT: explicit Q/DQ, signed and symmetric, zero points 0.
+"""NVIDIA TensorRT: explicit Q/DQ, signed and symmetric, zero points 0; s8 or FP8 (E4M3).
 
 Q/DQ stands at the inputs of Conv and MatMul; their outputs are left to TensorRT's fusion, which
 moves the next layer's QuantizeLinear into them.
@@ -14,18 +14,24 @@ __all__ = ["TENSORRT"]
 S8 = QSpec.parse("s8t")
 S8_COLUMNS = QSpec.parse("s8c@1")
 S8_FILTERS = QSpec.parse("s8c@0")
+E4M3 = QSpec.parse("e4m3t")
+E4M3_COLUMNS = QSpec.parse("e4m3c@1")
 S4_BLOCKS = QSpec.parse("s4g128@0")
 
 DOCS = (
     "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/"
     "work-quantized-types.html: from documentation"
 )
+FP8 = (
+    f"{DOCS}; FP8 products with a scale per channel: https://docs.nvidia.com/deeplearning/tensorrt/"
+    "latest/getting-started/release-notes-10/10.6.0.html: from documentation"
+)
 PARSER = "https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md: from documentation"
 
 TENSORRT = Target(
     name="tensorrt",
     runtime="tensorrt",
-    description="NVIDIA TensorRT 10 and later, explicit quantization, s8 symmetric",
+    description="NVIDIA TensorRT 10 and later, explicit quantization, s8 symmetric or FP8",
     form=Form.QDQ,
     opset=21,
     kernels=(
@@ -81,6 +87,30 @@ TENSORRT = Target(
             output=None,
             runtime_op="",
             forms=(Form.QDQ,),
+            source=DOCS,
+        ),
+        Kernel(
+            id="matmul-static-e4m3",
+            op="MatMul",
+            scheme=Scheme.STATIC,
+            inputs=(E4M3, E4M3_COLUMNS),
+            output=None,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "weight-rank-2"),
+            fuses=("Add",),
+            source=FP8,
+        ),
+        # a scale per channel is documented for products only, and no kernel for groups
+        Kernel(
+            id="conv-static-e4m3",
+            op="Conv",
+            scheme=Scheme.STATIC,
+            inputs=(E4M3, E4M3),
+            output=None,
+            runtime_op="",
+            forms=(Form.QDQ,),
+            conditions=("constant-weight", "constant-bias", "not-grouped"),
             source=DOCS,
         ),
         Kernel(

@@ -134,7 +134,9 @@ def prove(plan: Plan, target: Target, seen: Sequence[SeenNode]) -> Proof:
             KernelProof(decision.node, decision.kernel, planned, chosen.op if chosen else "")
         )
     operators = collections.Counter(node.op for node in seen)
-    return Proof(tuple(proofs), tuple(_stray(plan, seen, by_output)), dict(operators))
+    references = any(d.kernel in rows and rows[d.kernel].reference for d in plan)
+    stray = [] if references else _stray(plan, seen, by_output)  # references run them by design
+    return Proof(tuple(proofs), tuple(stray), dict(operators))
 
 
 def _near(

@@ -153,7 +153,13 @@ def test_plans_of_random_graphs_are_total_consistent_and_cheapest(
     check_total(state.plan, model, state)
 
     prices = Prices(target, state.shapes)
-    rows = Rows(target, state.form, state.shapes, embeddings=True)
+    rows = Rows(
+        target,
+        state.form,
+        state.shapes,
+        embeddings=True,
+        activations=state.recipe.activations,
+    )
     wishes = wishes_of(model.graph, state.recipe, {})
     units = survey(model.graph, rows, prices, wishes, static=True)
     covered = [node for unit in units for node in (unit.head, *unit.followers)]

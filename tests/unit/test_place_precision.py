@@ -16,7 +16,7 @@ from qcompiler.plan import Fixed, Own, Plan, Same, Verdict
 from qcompiler.targets.generic_qdq import GENERIC_QDQ
 from qcompiler.targets.onnxruntime_arm64 import CPU_ARM64
 from qcompiler.targets.qnn_htp import QNN_HTP
-from qcompiler.targets.schema import Cost, Form, Scheme, Target
+from qcompiler.targets.schema import Cost, Form, Target
 from qcompiler.targets.tensorrt import TENSORRT
 
 Golden = Callable[[str, str], None]
@@ -513,12 +513,13 @@ def test_a_given_plan_that_does_not_fit_is_refused() -> None:
     refused(Code.NEEDS_CALIBRATION, model, plan=plan, feeds=None)
 
 
-def test_the_recipes_by_name_force_weight_only() -> None:
+def test_the_recipes_named_for_a_type_force_it() -> None:
     from qcompiler.recipe import RECIPES
 
     forced = {name for name, recipe in RECIPES.items() if recipe.force}
-    assert forced == {"weight-int8", "weight-int4"}
-    assert all(RECIPES[name].schemes == (Scheme.WEIGHT,) for name in forced)
+    floats = {"static-fp8", "static-fp8-e5m2"}
+    assert forced == {"weight-int8", "weight-int4", "static-a16w8", *floats}
+    assert all(len(RECIPES[name].schemes) == 1 for name in forced)
 
 
 def test_half_precision_is_floating_point() -> None:

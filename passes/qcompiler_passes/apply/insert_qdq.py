@@ -92,7 +92,8 @@ class _Insertion:
         weights = self._operands(node, decision)
         stored = bool(decision.outputs) and decision.outputs[0] is not None
         weight_only = all(spec is None for spec in decision.inputs[:1])
-        if 1 in weights and len(node.inputs) > 2 and not (self.float_bias or weight_only):
+        float_bias = self.float_bias or weight_only or (1 in weights and weights[1].spec.is_float8)
+        if 1 in weights and len(node.inputs) > 2 and not float_bias:
             bias = self.writer.bias(node, 2, weights[1])
             if bias is not None:
                 self._replace_input(node, 2, bias)
@@ -202,7 +203,8 @@ class _Insertion:
         move_uses(self.graph, result, final, keep=tape.nodes)
         assert q.dtype is not None
         result.type = ir.TensorType(q.dtype)
-        self.replaced.add(zero_point)
+        if zero_point is not None:
+            self.replaced.add(zero_point)
 
     def _cast_back(self, node: ir.Node, result: ir.Value, dtype: ir.DataType) -> None:
         tape = Tape(self.graph, node.name or "")

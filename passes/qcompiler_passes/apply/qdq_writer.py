@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import Tape, add_initializer, constant, fresh_name
 from qcompiler.ir.provenance import inherit
-from qcompiler.numerics.affine import quantize
+from qcompiler.numerics.affine import quantize_as
 from qcompiler.numerics.packing import integer_tensor
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import State
@@ -23,6 +23,8 @@ from qcompiler_passes.planned import SPEC, stored_parameters, value_spec
 
 __all__ = ["QdqWriter", "move_uses"]
 
+_TYPED_SINCE = 21  # opset of QuantizeLinear's output_dtype
+_WIDE_SINCE = 21  # opset of 16-bit integers in QuantizeLinear and DequantizeLinear
 _TINY = np.float32(np.finfo(np.float32).tiny)  # scale of a row of zeros: anything positive will do
 
 TakesLow = Callable[[ir.Node, int], bool]
@@ -63,9 +65,9 @@ class QdqWriter:
         self._static: dict[ir.Value, ir.Value] = {}
         self._made: set[ir.Value] = set()
         self._runtime: dict[tuple[ir.Value, QSpec], ir.Value] = {}
-        self._parameters: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._parameters: dict[str, tuple[ir.Value, ir.Value | None]] = {}
         self._scalars: dict[tuple[str, object], ir.Value] = {}
-        self._integers: dict[int, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._integers: dict[int, tuple[ir.Value, ir.Value, ir.Value | None]] = {}
 
     def dtype_of(self, value: ir.Value) -> ir.DataType:
         """Element type of a value; float32 when nobody knows."""
@@ -81,13 +83,20 @@ class QdqWriter:
             array = constant(value)
             tape = Tape(self.graph, name)
             scale, zero_point = self.parameters(name)
-            dtype = zero_point.dtype
+            dtype = self._stored_type(name)
+            domain = self._domain_of(dtype)
+            parameters = [scale] if zero_point is None else [scale, zero_point]
             if array is None:
-                x = self.float32(value)
-                q = tape.op("QuantizeLinear", x, scale, zero_point)
+                q = tape.op(
+                    "QuantizeLinear",
+                    self.float32(value),
+                    *parameters,
+                    domain=domain,
+                    output_dtype=dtype if zero_point is None else None,
+                )
             else:
                 q = self._quantized_constant(value, array)
-            dq = tape.op("DequantizeLinear", q, scale, zero_point)
+            dq = tape.op("DequantizeLinear", q, *parameters, domain=domain)
             _describe(value, q, dtype)
             _describe(value, dq, ir.DataType.FLOAT)
             self._insert(tape.nodes, value)
@@ -159,7 +168,7 @@ class QdqWriter:
             "DequantizeLinear",
             q,
             scale,
-            zero_point,
+            *(() if zero_point is None else (zero_point,)),
             axis=None if spec.granularity is Granularity.TENSOR else spec.axis,
             block_size=spec.group_size,
         )
@@ -171,8 +180,8 @@ class QdqWriter:
 
     def integers(
         self, node: ir.Node, index: int, weight: QTensor, dtype: ir.DataType
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Initializers of a rounded constant: integers, scale in ``dtype``, zero point."""
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """Initializers of a rounded constant: its elements, scale in ``dtype``, zero point."""
         if id(weight) not in self._integers:
             spec = weight.spec
             source = node.inputs[index]
@@ -189,9 +198,7 @@ class QdqWriter:
             self._integers[id(weight)] = (
                 add_initializer(self.graph, f"{name}/q", integer_tensor(weight.q, stored)),
                 add_initializer(self.graph, f"{name}/scale", scale),
-                add_initializer(
-                    self.graph, f"{name}/zero_point", integer_tensor(zeros.reshape(shape), stored)
-                ),
+                self._zero_point(name, zeros.reshape(shape), stored),
             )
         return self._integers[id(weight)]
 
@@ -251,8 +258,13 @@ class QdqWriter:
             self._float32[value] = cast
         return self._float32[value]
 
-    def parameters(self, value: str) -> tuple[ir.Value, ir.Value]:
-        """Initializers (scale, zero point) of a static activation, one pair per owner."""
+    def parameters(self, value: str) -> tuple[ir.Value, ir.Value | None]:
+        """Initializers (scale, zero point) of a static activation, one pair per owner.
+
+        8-bit floats have no zero point from the opset on at which QuantizeLinear can name its type
+        otherwise. With one, onnxruntime 1.31.1 takes them for integers: it drops a Relu in front,
+        and fuses Q and DQ into integer operators that then refuse the model.
+        """
         assert self.state.plan is not None
         if value not in self.state.plan.values:
             stored_parameters(self.state, value)  # raises, saying what is missing
@@ -262,9 +274,7 @@ class QdqWriter:
             dtype = value_spec(self.state.plan, owner).dtype
             self._parameters[owner] = (
                 add_initializer(self.graph, f"{owner}/scale", scale),
-                add_initializer(
-                    self.graph, f"{owner}/zero_point", np.asarray(zero_point, dtype.numpy())
-                ),
+                self._zero_point(owner, zero_point, dtype),
             )
         return self._parameters[owner]
 
@@ -295,8 +305,27 @@ class QdqWriter:
         scale, zero_point = stored_parameters(self.state, value.name or "")
         assert self.state.plan is not None
         spec = value_spec(self.state.plan, value.name or "")
-        q = quantize(np.asarray(array, np.float32), scale, zero_point, spec.qmin, spec.qmax)
+        q = quantize_as(np.asarray(array, np.float32), scale, zero_point, spec)
         return add_initializer(self.graph, f"{value.name}/q", integer_tensor(q, spec.dtype))
+
+    def _stored_type(self, value: str) -> ir.DataType:
+        assert self.state.plan is not None
+        return value_spec(self.state.plan, value).dtype
+
+    def _zero_point(
+        self, owner: str, zeros: npt.NDArray[np.int32], dtype: ir.DataType
+    ) -> ir.Value | None:
+        if QSpec(dtype).is_float8 and self.opset >= _TYPED_SINCE:
+            return None
+        return add_initializer(self.graph, f"{owner}/zero_point", integer_tensor(zeros, dtype))
+
+    def _domain_of(self, dtype: ir.DataType | None) -> str:
+        """Domain of Q and DQ: the standard ones take 16-bit integers from opset 21 on."""
+        wide = dtype in (ir.DataType.INT16, ir.DataType.UINT16)
+        if not wide or self.opset >= _WIDE_SINCE:
+            return ""
+        self.graph.opset_imports.setdefault("com.microsoft", 1)
+        return "com.microsoft"
 
     def _insert(self, nodes: list[ir.Node], value: ir.Value) -> None:
         """Put ``nodes`` right behind what produces ``value``, or at the start of the graph."""

@@ -12,10 +12,11 @@ from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, Intent, NodeDecision, Own, Plan, Same, Verdict
 from qcompiler.schemes import QSpec
+from qcompiler.targets.activations import activation_spec
 from qcompiler_passes.decide.cut import Solution
 from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import diagnose, why_float
-from qcompiler_passes.decide.rows import Refusal, Rows, operand_specs
+from qcompiler_passes.decide.rows import Refusal, operand_specs
 from qcompiler_passes.decide.units import Option, Unit
 
 __all__ = ["assemble"]
@@ -72,8 +73,7 @@ class _Writer:
         self.state = state
         self.shapes = state.shapes
         self.prices = prices
-        spec = Rows(state.target, state.form, state.shapes, embeddings=False).activation
-        self.activation = spec
+        self.activation = activation_spec(state.target, state.form, state.recipe.activations)
 
     def decide(self, unit: Unit) -> list[NodeDecision]:
         """The decisions of the unit's nodes."""
@@ -112,7 +112,9 @@ class _Writer:
             return Same(self.solution.owners[name])
         assert self.activation is not None, "only targets with static rows store activations"
         producer = value.producer()
-        bounds = self.state.target.fixed.get(op_name(producer)) if producer is not None else None
+        bounds = None
+        if producer is not None:
+            bounds = self.state.target.fixed_range(op_name(producer), self.activation)
         shared = name in self.solution.owners.values()
         if bounds is not None and not (shared and self._gathers(name)):
             return Fixed(self.activation, *bounds)
@@ -132,7 +134,7 @@ class _Writer:
         outputs: list[QSpec | None] = [None] * len(unit.head.outputs)
         outputs[0] = row.output
         gain = None
-        if self.prices.known and unit.float_us is not None:
+        if self.prices.known and unit.float_us is not None and not row.reference:
             gain = unit.float_us - option.us
         return _decision(
             unit.head,

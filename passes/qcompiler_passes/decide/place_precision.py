@@ -12,6 +12,7 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.recipe import Recipe, Rule
+from qcompiler.targets.activations import offered_activations
 from qcompiler.targets.schema import Scheme, Target
 from qcompiler_passes.decide.assemble import assemble
 from qcompiler_passes.decide.check_plan import check_plan
@@ -58,7 +59,14 @@ class PlacePrecision(Pass):
         static = state.feeds is not None or state.statistics is not None
         _check_demands(recipe, state, static)
         prices = Prices(target, state.shapes)
-        rows = Rows(target, state.form, state.shapes, embeddings=recipe.embeddings)
+        rows = Rows(
+            target,
+            state.form,
+            state.shapes,
+            embeddings=recipe.embeddings,
+            activations=recipe.activations,
+            granularity=recipe.weights.granularity,
+        )
         units = survey(model.graph, rows, prices, wishes, static=static)
         _check_rules(units, wishes, target)
         solution = place(model.graph, units, prices)
@@ -68,6 +76,7 @@ class PlacePrecision(Pass):
             better = place(model.graph, more, prices)
             _retell(units, more, solution, better)
             diagnostics += _would_help(solution, better, prices)
+        diagnostics += _references(solution, target)
         state.plan = assemble(model, units, solution, state, prices)
         return PassResult(modified=False, diagnostics=diagnostics)
 
@@ -84,6 +93,16 @@ def _check_demands(recipe: Recipe, state: State, static: bool) -> None:
             f"recipe {recipe.name}",
             f"{target.name} has no kernel of scheme {wanted} in form {form.value},"
             f" it has {offered}",
+            "choose another recipe, form or target",
+        )
+    types = offered_activations(target, form)
+    asks = Scheme.STATIC in recipe.schemes and recipe.activations != "auto"
+    if asks and Scheme.STATIC in have and recipe.activations not in types:
+        raise QcError(
+            Code.TARGET_CANNOT,
+            "activations",
+            f"{target.name} has no static kernel with activations of {recipe.activations} in form"
+            f" {form.value}, it has {', '.join(types)}",
             "choose another recipe, form or target",
         )
     if recipe.schemes == (Scheme.STATIC,) and not static:
@@ -202,6 +221,24 @@ def _retell(units: Sequence[Unit], more: Sequence[Unit], now: Solution, better: 
         else:  # what stands in the way even with data: costs, or a condition
             unit.options[:], unit.refusals[:] = other.options, other.refusals
             unit.reads = other.reads
+
+
+def _references(solution: Solution, target: Target) -> list[Diagnostic]:
+    rows = [option.kernel for option in solution.chosen.values()]
+    found = [row for row in rows if row is not None and row.reference]
+    if not found:
+        return []
+    kinds = ", ".join(sorted({row.id for row in found}))
+    return [
+        Diagnostic(
+            Code.REFERENCE_ONLY,
+            target.name,
+            f"{len(found)} nodes ({kinds}) run as DequantizeLinear and a float operator: nothing is"
+            " faster, the outputs are those of the precision",
+            "use it to see what the precision costs, and compile for a target that has the kernels",
+            {"nodes": len(found)},
+        )
+    ]
 
 
 def _would_help(now: Solution, better: Solution, prices: Prices) -> list[Diagnostic]:

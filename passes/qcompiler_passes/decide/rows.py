@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code
 from qcompiler.ir.walk import op_name
 from qcompiler.schemes import Granularity, QSpec
+from qcompiler.targets.activations import activation_spec, activation_specs, weight_index
 from qcompiler.targets.conditions import (
     CONDITIONS,
     Context,
@@ -104,31 +105,42 @@ def operand_specs(row: Kernel, node: ir.Node, weight: QSpec | None) -> tuple[QSp
     if op_name(node) in ("Concat", "Max", "Min", "Sum", "Mean"):
         specs += [specs[-1]] * (len(node.inputs) - len(specs))
     specs = (specs + [None] * len(node.inputs))[: len(node.inputs)]
-    index = _weight_index(row)
+    index = weight_index(row)
     if weight is not None and index is not None:
         specs[index] = weight
     return tuple(spec if node.inputs[i] is not None else None for i, spec in enumerate(specs))
 
 
-def _weight_index(row: Kernel) -> int | None:
-    for index, spec in enumerate(row.inputs):
-        if spec is not None and spec.granularity in (Granularity.CHANNEL, Granularity.BLOCK):
-            return index
-    return 1 if row.op in ("MatMul", "Conv", "Gemm", "ConvTranspose") else None
-
-
 class Rows:
     """Fits the rows of a target to nodes."""
 
-    def __init__(self, target: Target, form: Form, shapes: Shapes, *, embeddings: bool) -> None:
-        """Rows of ``target`` in ``form``; ``embeddings`` allows int8 tables without being asked."""
+    def __init__(
+        self,
+        target: Target,
+        form: Form,
+        shapes: Shapes,
+        *,
+        embeddings: bool,
+        activations: str = "auto",
+        granularity: str = "auto",
+    ) -> None:
+        """Rows of ``target`` in ``form``.
+
+        Args:
+            target: Whose rows.
+            form: The output form.
+            shapes: What was observed.
+            embeddings: Allow int8 tables without being asked.
+            activations: Type of static activations, by its name in a recipe.
+            granularity: Of weights, ``auto`` as the row has it.
+        """
         self.target = target
         self.form = form
         self.shapes = shapes
         self.embeddings = embeddings
-        static = [row for row in target.kernels if row.scheme is Scheme.STATIC]
-        # One form of low precision per compile: the cut knows two sides. The first row decides.
-        self.activation = next((spec for row in static for spec in _activations(row)), None)
+        self.granularity = granularity
+        # One form of low precision per compile: the cut knows two sides.
+        self.activation = activation_spec(target, form, activations)
 
     def of(self, node: ir.Node) -> list[Kernel]:
         """The rows of the node's operator, in any form."""
@@ -137,7 +149,7 @@ class Rows:
 
     def weight_spec(self, row: Kernel, wish: Wish) -> QSpec | None:
         """The spec of the row's constant operand, as target and recipe adapt it."""
-        index = _weight_index(row)
+        index = weight_index(row)
         spec = None if index is None or index >= len(row.inputs) else row.inputs[index]
         if spec is None:
             return None
@@ -151,7 +163,13 @@ class Rows:
                 group_size=wish.group_size,
                 symmetric=wish.symmetric or spec.is_signed,
             )
-        return spec if row.scheme is Scheme.WEIGHT else self.target.weight_spec(spec)
+        if row.scheme is Scheme.WEIGHT:
+            return spec
+        spec = self.target.weight_spec(spec)
+        by_channel = spec.granularity is Granularity.CHANNEL
+        if by_channel and self.granularity == "tensor":
+            return dataclasses.replace(spec, granularity=Granularity.TENSOR, axis=None)
+        return spec
 
     def refusal(self, row: Kernel, node: ir.Node, wish: Wish) -> Refusal | None:
         """Why the row cannot be used for the node, or None when it can."""
@@ -179,15 +197,23 @@ class Rows:
                 Code.NOT_SELECTED,
                 f"{row.id} is of scheme {row.scheme.value}, which the recipe does not select",
             )
+        if row.reference and not wish.force:
+            return Refusal(
+                Code.DOES_NOT_PAY,
+                f"{row.id} is a numerical reference: the runtime computes it in float",
+                "a recipe with force = true takes it",
+            )
         return self._other_activation(row)
 
     def _other_activation(self, row: Kernel) -> Refusal | None:
         if row.scheme is not Scheme.STATIC:
             return None
-        for spec in _activations(row):
+        for spec in activation_specs(row):
             if spec != self.activation:
                 return Refusal(
-                    Code.CONDITION, f"{row.id} takes {spec}, this compile uses {self.activation}"
+                    Code.CONDITION,
+                    f"{row.id} takes {spec}, this compile uses {self.activation}",
+                    "the recipe's key `activations` chooses",
                 )
         return None
 
@@ -226,8 +252,11 @@ class Rows:
         self, row: Kernel, node: ir.Node, wish: Wish, weight: QSpec | None
     ) -> Refusal | None:
         if row.scheme is not Scheme.WEIGHT:
+            one = weight is not None and weight.granularity is Granularity.TENSOR
+            if one and self.granularity == "channel":
+                return Refusal(Code.CONDITION, f"{row.id} takes one scale per weight ({weight})")
             return None
-        index = _weight_index(row)
+        index = weight_index(row)
         if weight is None or index is None:
             return Refusal(
                 Code.CONDITION, f"{row.id} has no weights of {wish.bits} bits, wanted 2, 4 or 8"
@@ -278,12 +307,6 @@ class Rows:
             if armed:
                 return Refusal(Code.TRAP, f"{row.id}: {trap.effect}", trap.remedy)
         return None
-
-
-def _activations(row: Kernel) -> list[QSpec]:
-    weight = _weight_index(row)
-    specs = [spec for index, spec in enumerate(row.inputs) if index != weight]
-    return [spec for spec in (*specs, row.output) if spec is not None]
 
 
 def _shared(value: ir.Value, other: ir.Node | None) -> Refusal:

@@ -201,7 +201,8 @@ class _Surveyor:
         bits = None
         if weight is not None and row.scheme is Scheme.WEIGHT and weight.group_size is not None:
             bits = weight.bits or weight.dtype.bitwidth
-        us = self.prices.kernel(row, node, bits)
+        # a reference is computed in float, whatever its conversions take
+        us = self.prices.node(node) if row.reference else self.prices.kernel(row, node, bits)
         if us is None and not wish.force:
             if not self.prices.has_shape(node):
                 return Refusal(Code.UNKNOWN_SHAPE, "its work is unknown: a shape is missing")

@@ -32,6 +32,12 @@ _GEMM_RANKS = (2, 3)
 
 _BLOCKS_SINCE = 21  # opset of DequantizeLinear's block_size and of 4-bit types
 _TWO_BITS_SINCE = 25
+_FLOAT8_SINCE = 19
+
+# onnxruntime 1.31.1 takes any 8 bits for integers: it fuses Q and DQ of 8-bit floats into operators
+# that refuse them, and drops a Relu or Clip in front of a Q whose zero point is 0
+_OPTIMIZERS = "optimization.disable_specified_optimizers"
+_INTEGER_REWRITES = ("ReluQuantRewrite", "ClipQuantRewrite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +71,18 @@ class FinishQdq(Pass):
         if state.form is not Form.QDQ:
             return PassResult(modified=False)
         diagnostics = tuple(_check_opset(model))
+        float8 = _float8_options(model)
+        if float8:
+            state.session = SessionSettings(level="all", entries=float8)
         if state.target.runtime != "onnxruntime":
             return PassResult(modified=False, diagnostics=diagnostics)
         kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
         dynamic = "matmul-dynamic" in kernels.values()
         disabled = (*_DISABLED, "MatMulAddFusion") if dynamic else _DISABLED
-        entries = {"optimization.disable_specified_optimizers": ";".join(disabled), **_ENTRIES}
+        if float8:
+            disabled = (*disabled, *_INTEGER_REWRITES)
+        entries = {_OPTIMIZERS: ";".join(disabled), **_ENTRIES}
+        entries.update({key: value for key, value in float8.items() if key != _OPTIMIZERS})
         state.session = SessionSettings(level="all", entries=entries)
         changed = False
         if not dynamic:
@@ -83,20 +95,31 @@ class FinishQdq(Pass):
         return PassResult(modified=changed, diagnostics=diagnostics)
 
 
+def _float8_options(model: ir.Model) -> dict[str, str]:
+    """What a session of onnxruntime needs to run 8-bit floats; empty where there are none."""
+    specs = (node.metadata_props.get(SPEC) for node in model.graph)
+    if not any(spec is not None and QSpec.parse(spec).is_float8 for spec in specs):
+        return {}
+    return {"session.disable_quant_qdq": "1", _OPTIMIZERS: ";".join(_INTEGER_REWRITES)}
+
+
 def _check_opset(model: ir.Model) -> Iterator[Diagnostic]:
-    """Refuse blocks below opset 21; tell of 2-bit weights that take a byte each."""
+    """Refuse types and blocks that the opset lacks; tell of 2-bit weights that take a byte each."""
     opset = model.graph.opset_imports.get("", 0)
     wide = []
     for node in model.graph:
         spec = node.metadata_props.get(SPEC)
         if spec is None:
             continue
-        bits = QSpec.parse(spec).dtype.bitwidth
-        if opset < _BLOCKS_SINCE and (bits < 8 or "block_size" in node.attributes):
+        parsed = QSpec.parse(spec)
+        bits, needs = parsed.dtype.bitwidth, _FLOAT8_SINCE if parsed.is_float8 else 0
+        if bits < 8 or "block_size" in node.attributes:
+            needs = _BLOCKS_SINCE
+        if opset < needs:
             raise QcError(
                 Code.NO_LOWERING,
                 node.name or "",
-                f"weight {spec} needs opset {_BLOCKS_SINCE}, the model has {opset}",
+                f"weight {spec} needs opset {needs}, the model has {opset}",
                 "raise the opset, or use 8-bit weights per channel",
             )
         if bits == 2 and opset < _TWO_BITS_SINCE:

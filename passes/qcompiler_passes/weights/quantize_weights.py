@@ -113,13 +113,14 @@ class QuantizeWeights(Pass):
 def smallest_scale(use: WeightUse, state: State) -> npt.NDArray[np.float32] | None:
     """Smallest weight scale under which the node's bias fits int32, shaped as the scale.
 
-    None when the kernel has no bias, or takes its activation without a static scale.
+    None when the kernel has no bias, leaves it in float, or takes its activation without a static
+    scale.
     """
     assert state.plan is not None
     decision = state.plan.nodes[use.node.name or ""]
     spec = decision.inputs[0] if decision.inputs else None
     x = use.node.inputs[0]
-    if use.index != 1 or spec is None or spec.dynamic or x is None or use.spec.axis is None:
+    if use.index != 1 or spec is None or spec.dynamic or x is None or use.spec.is_float8:
         return None
     bias = _bias(use.node, state.plan)
     if bias is None:
@@ -134,7 +135,10 @@ def smallest_scale(use: WeightUse, state: State) -> npt.NDArray[np.float32] | No
     array = constant(use.value)
     assert array is not None
     shape = [1] * array.ndim
-    shape[use.spec.axis] = -1
+    if use.spec.axis is None:
+        floor = floor.max(initial=0.0)
+    else:
+        shape[use.spec.axis] = -1
     return floor.reshape(shape).astype(np.float32)
 
 

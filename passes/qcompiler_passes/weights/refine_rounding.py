@@ -23,7 +23,7 @@ class RefineRounding(Pass):
 
     Only the integers change: scales, types and structure stay, so a deployed layer costs what it
     did. A layer is left as it is when its inputs were not measured (dynamic and weight-only
-    schemes), when its weight is shared, or has a zero point.
+    schemes), when its weight is shared, is of 8-bit floats, or has a zero point.
 
     On EfficientNet-Lite0 this halves the divergence from float, and the depthwise kernels make
     most of it. Transformers gain nothing that could be measured (8-bit weights per channel cost
@@ -61,7 +61,7 @@ class RefineRounding(Pass):
         if value is None or weight is None or array is None or start.zero_point is not None:
             return None
         is_matmul = node.op_type == "MatMul"
-        if len(weight.uses()) > 1 or start.spec.group_size is not None:
+        if len(weight.uses()) > 1 or start.spec.group_size is not None or start.spec.is_float8:
             return None
         if start.spec.axis not in (None, (1 if is_matmul else 0)):
             return None

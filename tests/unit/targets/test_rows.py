@@ -18,9 +18,11 @@ TABLES = [
     *(
         FOLDER / f"{name}.py"
         for name in (
+            "cuda",
             "generic_qdq",
             "onnxruntime_arm64",
             "onnxruntime_cpu",
+            "onnxruntime_float8",
             "onnxruntime_traps",
             "openvino",
             "qnn_htp",
@@ -90,7 +92,7 @@ def test_forms_and_specs_of_rows_agree_with_the_target(name):
     for row in target.kernels:
         assert row.forms
         if target.runtime == "onnxruntime":
-            assert row.runtime_op, row.id
+            assert bool(row.runtime_op) is not row.reference, row.id
         else:
             assert row.forms == (Form.QDQ,), row.id
         if row.scheme in (Scheme.DYNAMIC, Scheme.TOKEN):
@@ -99,15 +101,26 @@ def test_forms_and_specs_of_rows_agree_with_the_target(name):
 
 @pytest.mark.parametrize("name", CPUS)
 def test_cpu_targets_have_the_shared_kernel_ids(name):
-    found = {row.id: (row.op, row.scheme) for row in load_target(name).kernels}
+    kernels = load_target(name).kernels
+    found = {row.id: (row.op, row.scheme) for row in kernels if not row.reference}
     assert found == CPU_KERNELS
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_nothing_is_gained_by_8_bit_floats_on_a_cpu(name):
+    """Without a cost and as references: no recipe that does not force them takes them."""
+    target = load_target(name)
+    rows = [row for row in target.kernels if row.inputs[0] is not None and row.inputs[0].is_float8]
+    assert len(rows) == 4
+    assert all(row.reference and row.forms == (Form.QDQ,) for row in rows)
+    assert not {row.id for row in rows} & set(target.costs)
 
 
 @pytest.mark.parametrize("name", CPUS)
 def test_every_kernel_its_operator_and_the_conversions_have_a_cost(name):
     target = load_target(name)
     for row in target.kernels:
-        assert row.id in target.costs, row.id
+        assert row.reference or row.id in target.costs, row.id
         assert f"float.{row.op}" in target.costs, row.op
     for key in ("quantize", "dequantize", "quantize-token", "float"):
         assert key in target.costs
