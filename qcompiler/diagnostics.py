@@ -97,6 +97,11 @@ class Code(enum.Enum):
         Severity.WARNING,
         "The runtime has no kernel for this precision: the artifact is a numerical reference.",
     )
+    SENSITIVE = (
+        "QC123",
+        Severity.INFO,
+        "Returned to float because quantizing it does much damage to the model's output.",
+    )
     # --- QC2xx: calibration ----------------------------------------------------------------
     EMPTY_CALIBRATION = ("QC201", Severity.ERROR, "The calibration source gave no sample.")
     FEED_NAME = ("QC202", Severity.ERROR, "A feed names an input wrongly, or lacks one.")
@@ -127,6 +132,11 @@ class Code(enum.Enum):
         "QC302",
         Severity.ERROR,
         "An algorithm needs gradients through an operator that has no differentiable form.",
+    )
+    SENSITIVITY_UNKNOWN = (
+        "QC320",
+        Severity.WARNING,
+        "What each node does to the output could not be measured.",
     )
     # --- QC4xx: recipe and usage -----------------------------------------------------------
     UNKNOWN_TARGET = ("QC401", Severity.ERROR, "No target has this name.")
@@ -160,6 +170,14 @@ class Code(enum.Enum):
     NOT_VERIFIED = ("QC605", Severity.WARNING, "The artifact could not be verified on this host.")
     DOES_NOT_LOAD = ("QC606", Severity.ERROR, "The runtime refuses the artifact.")
     FLOAT_MODEL_FAILS = ("QC607", Severity.ERROR, "The runtime cannot run the float model.")
+    METRIC_FAILED = ("QC608", Severity.ERROR, "The metric raised, or gave no finite number.")
+    DROP_MISSED = ("QC609", Severity.ERROR, "No artifact was found that holds max_drop.")
+    DROP_HELD = ("QC610", Severity.INFO, "An artifact holds max_drop.")
+    NOT_MONOTONE = (
+        "QC611",
+        Severity.INFO,
+        "Returning more nodes to float made the metric worse, which the search does not expect.",
+    )
     # --- QC7xx: files and models at the door -----------------------------------------------
     NO_FILE = ("QC701", Severity.ERROR, "There is no such file or folder.")
     NOT_ONNX = ("QC702", Severity.ERROR, "The file is not a readable ONNX model.")

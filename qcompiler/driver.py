@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -24,11 +25,13 @@ from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import Feed, Pass, State
 from qcompiler.pipeline.quantized import quantized_pipeline
 from qcompiler.pipeline.registry import default_pipeline, parse_pipeline, pipeline_text
-from qcompiler.pipeline.run import PassTiming, run_pipeline
+from qcompiler.pipeline.run import Compare, PassTiming, run_pipeline
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import Recipe
 from qcompiler.report.model import Report, coverage, removed_decisions
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.sensitivity.metric import Metric
+from qcompiler.sensitivity.returning import is_wanted
 from qcompiler.targets.activations import form_for
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form, Scheme, Target
@@ -37,6 +40,7 @@ from qcompiler.verify.check import Checked, check_artifact, refuse_wrong
 __all__ = ["compile_float", "qcompile"]
 
 Progress = Callable[[str], None]
+_JUDGED_SAMPLES = 64  # of the calibration data, for the default metric
 
 
 def qcompile(
@@ -54,6 +58,7 @@ def qcompile(
     check: bool | None = None,
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    metric: Metric | None = None,
 ) -> Artifact:
     """Compile a model into a quantized ONNX artifact for one target.
 
@@ -81,6 +86,9 @@ def qcompile(
         check: Hold every pass to its contract (slow); None reads ``QC_CHECK``.
         dump: Folder for the graph's text after each pass; None reads ``QC_DUMP``.
         progress: Called with the name of each step.
+        metric: What the recipe's ``max_drop`` bounds: takes a callable (feed -> outputs by name)
+            and returns a number, higher being better. None is the cosine of the outputs with
+            float's on the calibration data.
 
     Returns:
         The artifact.
@@ -117,7 +125,14 @@ def qcompile(
         passes = quantized_pipeline()
     else:
         passes = _passes(recipe)
-    artifact_model, timings = _lower(reference, state, passes, clock, check, _path(dump))
+    layers: tuple[Mapping[str, Any], ...] = ()
+    _check_metric(metric, recipe)
+    if is_wanted(recipe) and not opened.quantized:
+        artifact_model, timings, state, layers = _by_sensitivity(
+            reference, state, passes, clock, check, _path(dump), metric
+        )
+    else:
+        artifact_model, timings = _lower(reference, state, passes, clock, check, _path(dump))
     state.diagnostics.extend(opened.diagnostics)
     checked = Checked()
     if recipe.verify.enabled:
@@ -153,6 +168,7 @@ def qcompile(
         latency=checked.latency,
         profile=checked.profile,
         weights=_weights(state),
+        layers=layers,
         sizes={
             "float_bytes": model_bytes(reference),
             "artifact_bytes": model_bytes(artifact_model),
@@ -186,6 +202,87 @@ def compile_float(model: ir.Model, state: State) -> ir.Model:
     return copy
 
 
+def _by_sensitivity(
+    reference: ir.Model,
+    state: State,
+    passes: Sequence[Pass],
+    clock: _Clock,
+    check: bool | None,
+    dump: pathlib.Path | None,
+    metric: Metric | None,
+) -> tuple[ir.Model, list[PassTiming], State, tuple[Mapping[str, Any], ...]]:
+    """Compile, measure what each node does to the output, and return nodes to float as asked."""
+    from qcompiler.calibration.padding import Padding
+    from qcompiler.runtime.session import open_session, run
+    from qcompiler.sensitivity.metric import Judge
+    from qcompiler.sensitivity.returning import return_to_float
+    from qcompiler.sensitivity.stages import Stages
+
+    recipe = state.recipe
+    run_passes = functools.partial(
+        run_pipeline, check=check, dump=dump, compare=_compare(check), progress=clock.progress
+    )
+    with clock("passes"):
+        stages = Stages(reference, state, passes, run_passes)
+    feeds = _judging_feeds(state)
+
+    def judge() -> Judge:
+        session = open_session(reference, code=Code.FLOAT_MODEL_FAILS)
+        on = feeds or [feed for feed in (state.sample,) if feed is not None]
+        padding = Padding.of(reference, recipe.calibration.mask)
+        return Judge.of(metric, lambda feed: run(session, feed), on, padding, recipe.drop)
+
+    with clock("sensitivity"):
+        found = return_to_float(stages, recipe, feeds, judge, clock.progress)
+    state = found.compiled.state
+    state.diagnostics.extend(found.diagnostics)
+    if state.plan is None:  # a pipeline of the user's without a deciding pass
+        state.plan = _untouched(found.compiled.model, state, Code.NOT_SELECTED)
+    return found.compiled.model, found.compiled.timings, state, found.layers()
+
+
+def _judging_feeds(state: State) -> list[Feed]:
+    """Some of the calibration data, which a generator gives only once."""
+    feeds = state.feeds
+    if feeds is None:
+        return []
+    if not feeds.reiterable:
+        return [feeds.first]
+    found, samples = [], 0
+    for feed in feeds:
+        found.append(feed)
+        samples += next((len(x) for x in feed.values() if x.ndim), 1)
+        if samples >= _JUDGED_SAMPLES:
+            break
+    return found
+
+
+def _check_metric(metric: Metric | None, recipe: Recipe) -> None:
+    if metric is None or (callable(metric) and recipe.max_drop is not None):
+        return
+    if callable(metric):
+        raise QcError(
+            Code.USAGE,
+            "metric",
+            "a metric is given and the recipe does not say how far it may drop",
+            "set max_drop in the recipe, as {'base': 'static-int8', 'max_drop': 0.01}",
+        )
+    raise QcError(
+        Code.USAGE,
+        "metric",
+        f"found a {type(metric).__name__}, wanted a callable",
+        "give a function that takes a callable (feed -> outputs by name) and returns a number",
+    )
+
+
+def _compare(check: bool | None) -> Compare | None:
+    if not (check or os.environ.get("QC_CHECK")):
+        return None
+    from qcompiler.verify.check import difference
+
+    return difference
+
+
 def _lower(
     reference: ir.Model,
     state: State,
@@ -195,15 +292,11 @@ def _lower(
     dump: pathlib.Path | None,
 ) -> tuple[ir.Model, list[PassTiming]]:
     model = reference.clone()
-    compare = None
-    if check or os.environ.get("QC_CHECK"):
-        from qcompiler.verify.check import difference
-
-        compare = difference
     with clock("passes"):
         timings = run_pipeline(
-            passes, model, state, check=check, dump=dump, compare=compare, progress=clock.progress
-        )
+            passes, model, state,
+            check=check, dump=dump, compare=_compare(check), progress=clock.progress,
+        )  # fmt: skip
     if state.plan is None:  # a pipeline of the user's without a deciding pass
         state.plan = _untouched(model, state, Code.NOT_SELECTED)
     return model, timings

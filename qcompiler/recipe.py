@@ -127,6 +127,11 @@ class Recipe(_Strict):
         verify: What is proven after the compile.
         pipeline: Pipeline text instead of the default one.
         seed: Seed of all randomness (generated inputs).
+        max_drop: Return the most damaging nodes to float until the metric (``qcompile(metric=)``;
+            by default the cosine of the outputs with float's) has dropped by no more than this.
+        drop: Whether ``max_drop`` is a share of float's metric or a difference from it.
+        keep_float: Return at least so many of the most damaging nodes to float.
+        sensitivity: Measure what each node does to the output, for the report.
     """
 
     name: str = "custom"
@@ -140,6 +145,10 @@ class Recipe(_Strict):
     verify: VerifyOptions = VerifyOptions()
     pipeline: str | None = None
     seed: int = 0
+    max_drop: float | None = pydantic.Field(None, ge=0.0, allow_inf_nan=False)
+    drop: Literal["relative", "absolute"] = "relative"
+    keep_float: int | None = pydantic.Field(None, ge=0)
+    sensitivity: bool = False
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:
@@ -173,6 +182,15 @@ class Recipe(_Strict):
         if path.suffix.lower() not in (".toml", ".yaml", ".yml", ".json"):
             raise QcError(Code.UNKNOWN_RECIPE, text, "no such recipe", nearest(text, RECIPES))
         return cls._from_mapping(_read(path), str(path))
+
+    def changed(self, **changes: Any) -> Recipe:
+        """This recipe with some keys changed; tables are merged, the name stays.
+
+        Raises:
+            QcError: QC403 unknown key or bad value.
+        """
+        merged = _merge(self.model_dump(mode="json"), changes)
+        return self._from_mapping(merged, f"recipe {self.name}") if changes else self
 
     @classmethod
     def _from_mapping(cls, data: Mapping[str, Any], where: str) -> Recipe:

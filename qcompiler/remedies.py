@@ -48,6 +48,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.FORCED: "Remove `force` from the recipe or rule to get the faster form.",
     Code.REFERENCE_ONLY: "Use the artifact to see what the precision costs; compile for a target "
     "that has the kernels (`tensorrt`, `cuda`) to deploy it.",
+    Code.SENSITIVE: "Raise `max_drop`, or lower `keep_float`, to keep it quantized; "
+    "`qcompile explain OUT --sensitivity` shows the ranking.",
     # calibration
     Code.EMPTY_CALIBRATION: "Check the path, the filter or the generator: one sample is the least, "
     "some dozens are good.",
@@ -68,6 +70,8 @@ REMEDIES: Mapping[Code, str] = {
     # algorithms
     Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
+    Code.SENSITIVITY_UNKNOWN: "The message says what stood in the way; `rules` with scheme = "
+    "'float' keep nodes of your choice in float.",
     # recipe and usage
     Code.UNKNOWN_TARGET: "`qcompile targets` lists the names; a file must end in `.toml`.",
     Code.UNKNOWN_RECIPE: "docs/recipes.md lists the names; a file must end in `.toml`, `.yaml` or "
@@ -100,6 +104,12 @@ REMEDIES: Mapping[Code, str] = {
     Code.DOES_NOT_LOAD: "Compare the runtime's version with the report's. " + _REPORT,
     Code.FLOAT_MODEL_FAILS: "Run the float model in ONNX Runtime by itself: it must load and "
     "accept the feed. Custom operators: compile without calibration data.",
+    Code.METRIC_FAILED: "Call the metric on the float model by hand. The artifact you got is the "
+    "best that was scored before it failed.",
+    Code.DROP_MISSED: "The message says how close it came. Allow more, calibrate on more data, or "
+    "see whether the metric differs from run to run.",
+    Code.DROP_HELD: "Nothing to do.",
+    Code.NOT_MONOTONE: "Try fewer nodes with `keep_float`; a metric on few samples is noisy.",
     # files and models at the door
     Code.NO_FILE: "Check the path. Models are read from this machine only; download them first.",
     Code.NOT_ONNX: "Fetch the file again; a Git LFS pointer is text of some 130 bytes.",
