@@ -11,12 +11,18 @@ from qcompiler.lift.build import block_inputs, block_outputs, lift
 from qcompiler.lift.lifted import Lifted, commit
 from qcompiler.lift.operators import OPERATORS
 from qcompiler.lift.quantize import fake_quantize
-from qcompiler.lift.quantizers import DynamicFakeQuantize, FakeQuantize, LearnedRounding
+from qcompiler.lift.quantizers import (
+    DynamicFakeQuantize,
+    FakeQuantize,
+    GivenIntegers,
+    LearnedRounding,
+)
 
 __all__ = [
     "OPERATORS",
     "DynamicFakeQuantize",
     "FakeQuantize",
+    "GivenIntegers",
     "LearnedRounding",
     "Lifted",
     "block_inputs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,12 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from qcompiler.lift.quantizers import DynamicFakeQuantize, FakeQuantize, LearnedRounding
+from qcompiler.lift.quantizers import (
+    DynamicFakeQuantize,
+    FakeQuantize,
+    GivenIntegers,
+    LearnedRounding,
+)
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import QSpec
 
@@ -60,27 +65,33 @@ class Lifted:
         value: ir.Value,
         tensor: QTensor,
         *,
-        learn_rounding: bool = False,
+        rounding: Literal["given", "nearest", "learned"] = "given",
         learn_scale: bool = False,
         readers: Collection[ir.Node] | None = None,
-    ) -> FakeQuantize | LearnedRounding:
+    ) -> FakeQuantize | GivenIntegers | LearnedRounding:
         """Put a fake quantizer between a constant and its readers.
 
         Args:
             value: The constant; readers see it quantized, the constant itself stays.
-            tensor: Gives scales, zero points and spec.
-            learn_rounding: Learn whether each weight goes down or up, at fixed scales.
-            learn_scale: Make the scale a parameter; not together with ``learn_rounding``.
+            tensor: Gives scales, zero points and spec, and with ``given`` the integers.
+            rounding: ``given`` keeps the tensor's integers, whatever the constant becomes;
+                ``nearest`` rounds the constant anew each time, as training it needs; ``learned``
+                learns whether each weight goes down or up, at fixed scales.
+            learn_scale: Make the scale a parameter; only with ``nearest``.
             readers: Quantize only for these nodes; None means all.
         """
-        if learn_rounding and learn_scale:
-            raise ValueError("AdaRound keeps its scales: learn the rounding or the scale")
+        if learn_scale and rounding != "nearest":
+            raise ValueError(f"the scale cannot be learned with rounding={rounding!r}")
         weight = self.constant(value)
-        quantizer = (
-            LearnedRounding(weight, tensor)
-            if learn_rounding
-            else FakeQuantize(tensor.scale, tensor.zero_point, tensor.spec, learn_scale=learn_scale)
-        )
+        quantizer: FakeQuantize | GivenIntegers | LearnedRounding
+        if rounding == "given":
+            quantizer = GivenIntegers(tensor)
+        elif rounding == "learned":
+            quantizer = LearnedRounding(weight, tensor)
+        else:
+            quantizer = FakeQuantize(
+                tensor.scale, tensor.zero_point, tensor.spec, learn_scale=learn_scale
+            )
         self._attach(value, quantizer.to(weight.device), readers)
         return quantizer
 

@@ -16,7 +16,7 @@ from qcompiler.lift.quantize import (
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
 
-__all__ = ["STRETCH", "DynamicFakeQuantize", "FakeQuantize", "LearnedRounding"]
+__all__ = ["STRETCH", "DynamicFakeQuantize", "FakeQuantize", "GivenIntegers", "LearnedRounding"]
 
 STRETCH = (-0.1, 1.1)  # gamma and zeta of AdaRound's rectified sigmoid (arXiv 2004.10568, eq. 23)
 
@@ -57,6 +57,24 @@ class FakeQuantize(nn.Module):  # type: ignore[misc]
             return fake_quantize_float8(x, scale, torch.finfo(dtype).max, dtype)
         zero_point = _expand(self.zero_point, x, self.spec)
         return fake_quantize(x, scale, zero_point, self.spec.qmin, self.spec.qmax)
+
+    def extra_repr(self) -> str:
+        """Shown when the module is printed."""
+        return str(self.spec)
+
+
+class GivenIntegers(nn.Module):  # type: ignore[misc]
+    """The values of given integers in place of a weight; the gradient goes to the weight."""
+
+    def __init__(self, tensor: QTensor) -> None:
+        """Take the quantized weight."""
+        super().__init__()
+        self.spec = tensor.spec
+        self.register_buffer("quantized", torch.from_numpy(tensor.dequantize()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The values that the integers stand for."""
+        return self.quantized + (weight - weight.detach())
 
     def extra_repr(self) -> str:
         """Shown when the module is printed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -143,6 +144,29 @@ def test_a_quantizer_may_serve_some_readers_only() -> None:
     wanted = torch.relu(x @ lifted.constant(w)) @ torch.from_numpy(w_coarse.dequantize())
     wanted = wanted + torch.tensor([0.5, -1])
     torch.testing.assert_close(lifted(x)[0], wanted)
+
+
+def test_given_integers_are_kept_and_nearest_ones_are_rounded_anew() -> None:
+    model = ir.from_onnx_text(TWICE)
+    w = value(model, "w")
+    nearest = round_to_nearest(w.const_value.numpy(), QSpec.parse("s8c@1"))
+    other = dataclasses.replace(nearest, q=nearest.q - 1)
+    x = torch.eye(2)
+    for rounding, wanted in (("given", other), ("nearest", nearest)):
+        lifted = lift(list(model.graph)[:1], trainable=[w])
+        lifted.quantize_weight(w, other, rounding=rounding)
+        (found,) = lifted(x)
+        np.testing.assert_array_equal(found.detach().numpy(), wanted.dequantize())
+        found.sum().backward()
+        assert lifted.params[w].grad.tolist() == [[1, 1], [1, 1]]
+
+
+def test_integers_that_are_kept_have_no_scale_to_learn() -> None:
+    model = ir.from_onnx_text(TWICE)
+    w = value(model, "w")
+    tensor = round_to_nearest(w.const_value.numpy(), QSpec.parse("s8c@1"))
+    with pytest.raises(ValueError, match="given"):
+        lift(model.graph).quantize_weight(w, tensor, learn_scale=True)
 
 
 @pytest.mark.parametrize("text", ["u8kd", "u8tzd", "s8kd"])
