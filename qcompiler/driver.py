@@ -194,9 +194,9 @@ def qcompile(
 
 
 def compile_float(model: ir.Model, state: State) -> ir.Model:
-    """The float form of ``model`` under the state's target: exact passes only."""
+    """The float form of ``model`` under the state's target: fused, and not prepared for integers."""
     copy = model.clone()
-    exact = [item for item in default_pipeline() if item.phase.name in ("FLOAT", "PREPARE")]
+    exact = [item for item in default_pipeline() if item.phase.name == "FLOAT"]
     run_pipeline(exact, copy, state)
     remove_dead(copy)
     return copy

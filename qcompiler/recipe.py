@@ -14,7 +14,15 @@ import pydantic
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.targets.schema import Scheme
 
-__all__ = ["RECIPES", "CalibrationOptions", "Recipe", "Rule", "VerifyOptions", "WeightOptions"]
+__all__ = [
+    "RECIPES",
+    "CalibrationOptions",
+    "Recipe",
+    "Rule",
+    "SmoothingOptions",
+    "VerifyOptions",
+    "WeightOptions",
+]
 
 SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
 ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
@@ -73,6 +81,44 @@ class CalibrationOptions(_Strict):
     mask: str | None = None
 
 
+class SmoothingOptions(_Strict):
+    """Whether outliers of activations move into the weights that read them (SmoothQuant).
+
+    Attributes:
+        alpha: How much of the difficulty moves, 0 to 1; ``auto`` finds it for each group of layers
+            that read one value, where normalizations feed linear layers; None is off.
+        criterion: ``layer`` finds one alpha per group, ``block`` one per block of the model.
+        grid: What ``auto`` tries, besides not smoothing at all.
+        insert: Insert a Mul where nothing can absorb the factors and the cost model allows it.
+    """
+
+    alpha: float | Literal["auto"] | None = "auto"
+    criterion: Literal["layer", "block"] = "layer"
+    grid: tuple[float, ...] = tuple(step / 10 for step in range(11))
+    insert: bool = True
+
+    @pydantic.field_validator("alpha", mode="before")
+    @classmethod
+    def _alpha_in_bounds(cls, alpha: object) -> object:
+        if alpha is None or alpha == "auto" or _is_share(alpha):
+            return alpha
+        raise ValueError("wanted a number from 0 to 1, 'auto', or null for off")
+
+    @pydantic.field_validator("grid", mode="after")
+    @classmethod
+    def _grid_in_bounds(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if not grid or not all(_is_share(alpha) for alpha in grid):
+            raise ValueError("wanted numbers from 0 to 1")
+        return grid
+
+
+def _is_share(number: object) -> bool:
+    """Whether it is a number from 0 to 1 (NaN and booleans are not)."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    return 0.0 <= number <= 1.0
+
+
 class WeightOptions(_Strict):
     """How weights are rounded.
 
@@ -123,6 +169,8 @@ class Recipe(_Strict):
         force: Quantize also where the cost model says that it does not pay.
         embeddings: Store embedding tables in int8.
         calibration: How ranges are found.
+        smoothing: Whether outliers of activations move into weights.
+        correct_biases: Take the mean error that rounding makes out of the biases.
         weights: How weight-only constants are rounded.
         verify: What is proven after the compile.
         pipeline: Pipeline text instead of the default one.
@@ -141,6 +189,8 @@ class Recipe(_Strict):
     force: bool = False
     embeddings: bool = True
     calibration: CalibrationOptions = CalibrationOptions()
+    smoothing: SmoothingOptions = SmoothingOptions()
+    correct_biases: bool = True
     weights: WeightOptions = WeightOptions()
     verify: VerifyOptions = VerifyOptions()
     pipeline: str | None = None
@@ -271,6 +321,7 @@ def _parse(suffix: str, text: str) -> Any:
 _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "rules": Rule,
     "calibration": CalibrationOptions,
+    "smoothing": SmoothingOptions,
     "weights": WeightOptions,
     "verify": VerifyOptions,
 }

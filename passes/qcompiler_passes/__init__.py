@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from qcompiler.pipeline.contract import Pass
+from qcompiler_passes.apply.correct_biases import CorrectBiases
 from qcompiler_passes.apply.insert_qdq import InsertQdq
 from qcompiler_passes.apply.insert_switches import InsertSwitches
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
@@ -27,6 +28,7 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
+from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
 from qcompiler_passes.quantized.import_quantized import ImportQuantized
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
@@ -52,6 +54,7 @@ PASSES: tuple[type[Pass], ...] = (
     MergeQkv,
     RemoveDead,
     # prepare
+    SmoothActivations,
     # decide
     ObserveShapes,
     PlacePrecision,
@@ -61,6 +64,7 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeWeights,
     RefineRounding,
     # apply
+    CorrectBiases,
     AdoptQuantized,
     InsertQdq,
     InsertSwitches,

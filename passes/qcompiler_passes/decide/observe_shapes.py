@@ -20,7 +20,8 @@ __all__ = ["ObserveShapes"]
 class ObserveShapes(Pass):
     """Note dtype and shape of every value on ``state.sample``; generate a sample if there is none.
 
-    Costs are judged at these shapes, so a sample should have the sizes of the real work.
+    Costs are judged at these shapes, so a sample should have the sizes of the real work. Shapes
+    that an earlier pass observed are kept: who edits the graph behind it drops or amends them.
     """
 
     name: ClassVar[str] = "observe-shapes"
@@ -36,6 +37,8 @@ class ObserveShapes(Pass):
         Raises:
             QcError: QC607, the runtime cannot run the float model on the sample.
         """
+        if state.shapes is not None:
+            return PassResult(modified=False)
         if state.sample is None:
             state.sample = generate_feed(model, state.recipe.seed)
         try:

@@ -20,8 +20,8 @@ class Calibrate(Pass):
     """Stream the calibration data through the float model, once, and give ranges.
 
     Values that share parameters or have known ranges are not measured. A plan without static
-    values needs no data and gets empty statistics. Statistics that are there already (from a
-    saved summary) are used instead of the data.
+    values needs no data and gets empty statistics. Statistics that are there already (from an
+    earlier pass that had to see the data, or from a saved summary) are used instead of the data.
     """
 
     name: ClassVar[str] = "calibrate"

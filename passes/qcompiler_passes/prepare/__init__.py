@@ -1,0 +1,1 @@
+"""PREPARE passes: exact rewrites that make the graph easier to quantize."""
