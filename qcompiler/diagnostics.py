@@ -133,6 +133,16 @@ class Code(enum.Enum):
         Severity.ERROR,
         "An algorithm needs gradients through an operator that has no differentiable form.",
     )
+    SMOOTHED = (
+        "QC310",
+        Severity.INFO,
+        "Outliers of an activation were moved into the weights of the layers that read it.",
+    )
+    NOT_SMOOTHED = (
+        "QC311",
+        Severity.INFO,
+        "An activation was not smoothed: nothing can absorb the factors, or it would not help.",
+    )
     SENSITIVITY_UNKNOWN = (
         "QC320",
         Severity.WARNING,
