@@ -72,9 +72,9 @@ def sensitivity_table(report: Report, plan: Plan) -> RenderableType:
     table.add_column("", justify="right")
     table.add_column("node", overflow="fold", max_width=48)
     table.add_column("op")
-    table.add_column("moves the output by", justify="right")
-    table.add_column("")
-    table.add_column("now")
+    table.add_column("damage", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("now", no_wrap=True)
     for place, item in enumerate(rows, 1):
         decision = plan.nodes.get(item["node"])
         share = item["sensitivity"] / largest if largest > 0 else 0.0
@@ -92,7 +92,7 @@ def sensitivity_table(report: Report, plan: Plan) -> RenderableType:
         )
         table.add_row(
             str(place), name, decision.op if decision else "", f"{item['sensitivity']:.3%}",
-            "█" * max(round(20 * share), int(share > 0)), now,
+            "█" * max(round(12 * share), int(share > 0)), now,
         )  # fmt: skip
     return table
 

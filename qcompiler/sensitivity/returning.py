@@ -197,7 +197,7 @@ class _Search:
         said = (
             f"{judge.name} {score:.6g}, float {judge.reference:.6g}: a {judge.kind} drop of"
             f" {drop:.3g}, {count} of {len(self.nodes)} nodes returned to float"
-            f" in {judge.evaluations} evaluations"
+            f" in {judge.evaluations} evaluation{'s' * (judge.evaluations != 1)}"
         )
         if found is not None:
             return Diagnostic(Code.DROP_HELD, "max_drop", f"{said}; wanted at most {max_drop:g}",

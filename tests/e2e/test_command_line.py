@@ -232,3 +232,35 @@ def test_help_shows_every_option(cli: Cli, command: str) -> None:
     said = cli(command, "--help")
     assert said.code == 0
     assert "--help" in said.out
+
+
+def test_keep_float_returns_nodes_and_explain_ranks_them(
+    cli: Cli, mlp: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    recipe, folder = tmp_path / "forced.toml", tmp_path / "ranked"
+    recipe.write_text('base = "static-int8"\nforce = true\n')
+    options = ("--recipe", recipe, "--calibration", data, "--keep-float", 1, "-o", folder)
+    assert cli("compile", mlp, *options, "--quiet").code == 0
+    said = cli("explain", folder, "--sensitivity")
+    assert said.code == 0
+    first = next(line for line in said.out.splitlines() if line.strip().startswith("1 "))
+    assert first.rstrip().endswith("float, returned")
+    assert "QC123" in cli("explain", folder).out
+
+
+def test_explain_ranks_the_nodes_of_a_model(
+    cli: Cli, mlp: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    recipe = tmp_path / "forced.toml"
+    recipe.write_text('base = "static-int8"\nforce = true\n')
+    options = ("--recipe", recipe, "--calibration", data, "--sensitivity")
+    assert "quantized" in cli("explain", mlp, *options).out
+
+
+def test_explain_says_when_sensitivity_was_not_measured(cli: Cli, artifact: pathlib.Path) -> None:
+    assert "--sensitivity" in cli("explain", artifact, "--sensitivity").out
+
+
+def test_max_drop_wants_a_share(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert cli("compile", mlp, "--max-drop", -1, "-o", tmp_path / "out").code == 2
+    assert cli("compile", mlp, "--max-drop", "nan", "-o", tmp_path / "out").code == 2

@@ -13,21 +13,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompiler import Recipe, qcompile
+from one_node import alone, rounded
+from qcompiler import qcompile
 from qcompiler.artifact import Artifact
-from qcompiler.calibration.feeds import open_feeds
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.frontends import open_model
 from qcompiler.ir.text import model_text
-from qcompiler.pipeline.contract import Phase, State
-from qcompiler.pipeline.registry import default_pipeline, parse_pipeline
+from qcompiler.pipeline.contract import State
+from qcompiler.pipeline.registry import parse_pipeline
 from qcompiler.pipeline.run import run_pipeline
-from qcompiler.plan import Verdict
-from qcompiler.runtime.inputs import input_specs
-from qcompiler.runtime.session import open_session, run
 from qcompiler.sensitivity.ranking import rank
 from qcompiler.sensitivity.switchboard import Switchboard, sample_of
-from qcompiler.targets.registry import load_target
 from qcompiler.verify.check import difference
 from qcompiler_models import tiny
 
@@ -37,13 +32,8 @@ FORCED: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def rounded(name: str, recipe: Mapping[str, Any] = FORCED) -> tuple[ir.Model, State]:
-    model = open_model(tiny.build(name)).model
-    feeds = open_feeds(tiny.feeds(name, 8), input_specs(model))
-    target = load_target(TARGET)
-    state = State(target, Recipe.of(recipe), target.form, feeds=feeds, sample=feeds.first)
-    run_pipeline([p for p in default_pipeline() if p.phase < Phase.APPLY], model, state)
-    return model, state
+def tiny_rounded(name: str) -> tuple[ir.Model, State]:
+    return rounded(tiny.build(name), TARGET, FORCED, tiny.feeds(name, 8))
 
 
 def compiled(name: str, **changes: Any) -> Artifact:
@@ -52,28 +42,13 @@ def compiled(name: str, **changes: Any) -> Artifact:
     return qcompile(tiny.build(name), TARGET, recipe, tiny.feeds(name, 8), metric=metric)
 
 
-def alone(planned: ir.Model, state: State, node: str, feed: Mapping[str, Any]) -> dict[str, Any]:
-    """Outputs of an artifact in which one node runs in its integer kernel."""
-    assert state.plan is not None
-    others = [
-        item.node
-        for item in state.plan
-        if item.node != node and item.verdict in (Verdict.QUANTIZED, Verdict.CARRIED)
-    ]
-    plan = state.plan.keep_float(*others) if others else state.plan
-    state = dataclasses.replace(state, plan=plan, diagnostics=[], removed={})
-    copy = planned.clone()
-    run_pipeline([p for p in default_pipeline() if p.phase >= Phase.APPLY], copy, state)
-    return run(open_session(copy, settings=state.session), feed)
-
-
 def said(artifact: Artifact, code: Code) -> list[Any]:
     return [item for item in artifact.report.diagnostics if item.code is code]
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "convnet", "transformer", "half"])
 def test_switches_off_compute_the_float_model(name: str) -> None:
-    planned, state = rounded(name)
+    planned, state = tiny_rounded(name)
     board = planned.clone()
     run_pipeline(parse_pipeline("insert-switches"), board, state, check=True, compare=difference)
     assert model_text(board) != model_text(planned)
@@ -81,7 +56,7 @@ def test_switches_off_compute_the_float_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "transformer"])
 def test_a_switch_does_to_the_output_what_the_integer_kernel_does(name: str) -> None:
-    planned, state = rounded(name)
+    planned, state = tiny_rounded(name)
     board = Switchboard.open(planned, state)
     feed = dict(tiny.feeds(name, 1)[0])
     off = np.zeros((1, len(board.nodes)), np.bool_)
@@ -89,7 +64,7 @@ def test_a_switch_does_to_the_output_what_the_integer_kernel_does(name: str) -> 
     for index, node in enumerate(board.nodes):
         switches = off.copy()
         switches[0, index] = True
-        simulated, real = board.run(feed, switches), alone(planned, state, node, feed)
+        simulated, real = board.run(feed, switches), alone(planned, state, node)(feed)
         for key, y in floats.items():
             size = float(np.linalg.norm(y))
             want = float(np.linalg.norm(real[key] - y)) / size
@@ -98,7 +73,7 @@ def test_a_switch_does_to_the_output_what_the_integer_kernel_does(name: str) -> 
 
 
 def test_rows_of_a_batch_give_the_damage_that_runs_of_their_own_give() -> None:
-    planned, state = rounded("residual")
+    planned, state = tiny_rounded("residual")
     feeds = tiny.feeds("residual", 2)
     found = rank(planned, state, feeds)
     board = Switchboard.open(planned, state)
@@ -119,7 +94,7 @@ def test_rows_of_a_batch_give_the_damage_that_runs_of_their_own_give() -> None:
 
 
 def test_a_layer_whose_range_was_squeezed_ranks_first() -> None:
-    planned, state = rounded("mlp")
+    planned, state = tiny_rounded("mlp")
     assert state.ranges is not None
     victim = next(iter(state.ranges))
     squeezed = dataclasses.replace(
