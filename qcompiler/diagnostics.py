@@ -97,6 +97,11 @@ class Code(enum.Enum):
         Severity.WARNING,
         "The runtime has no kernel for this precision: the artifact is a numerical reference.",
     )
+    SCALE_PER_TENSOR = (
+        "QC124",
+        Severity.INFO,
+        "Activations share one scale where the recipe would rather have one per token.",
+    )
     SENSITIVE = (
         "QC123",
         Severity.INFO,

@@ -161,7 +161,8 @@ class Recipe(_Strict):
 
     Attributes:
         name: For the report.
-        schemes: Schemes the planner may choose from, best first; empty means float.
+        schemes: Schemes the planner may choose from, by cost; empty means float. Of ``token`` and
+            ``dynamic``, which differ in precision, a node gets the first that it can have.
         rules: Exceptions, general first; the last match wins. A rule that matches nothing is an
             error.
         activations: Type of static activations. One graph has one: kernels that take another stay
@@ -183,7 +184,7 @@ class Recipe(_Strict):
     """
 
     name: str = "custom"
-    schemes: tuple[Scheme, ...] = (Scheme.STATIC, Scheme.TOKEN)
+    schemes: tuple[Scheme, ...] = (Scheme.STATIC, Scheme.TOKEN, Scheme.DYNAMIC)
     rules: tuple[Rule, ...] = ()
     activations: ActivationName = "auto"
     force: bool = False
@@ -342,7 +343,7 @@ def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="auto", schemes=(Scheme.STATIC, Scheme.TOKEN)),
+        Recipe(name="auto", schemes=(Scheme.STATIC, Scheme.TOKEN, Scheme.DYNAMIC)),
         Recipe(name="static-int8", schemes=(Scheme.STATIC,), activations="int8"),
         # forced, like weight-only: who asks for a type by name wants it, on a CPU as a reference
         Recipe(name="static-fp8", schemes=(Scheme.STATIC,), activations="fp8-e4m3", force=True),
@@ -350,7 +351,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="static-fp8-e5m2", schemes=(Scheme.STATIC,), activations="fp8-e5m2", force=True
         ),
         Recipe(name="static-a16w8", schemes=(Scheme.STATIC,), activations="int16", force=True),
-        Recipe(name="dynamic-int8", schemes=(Scheme.TOKEN,)),
+        Recipe(name="dynamic-int8", schemes=(Scheme.TOKEN, Scheme.DYNAMIC)),
         # forced: who asks for weight-only by name wants a small model, at any batch size
         Recipe(
             name="weight-int8",

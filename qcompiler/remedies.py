@@ -45,6 +45,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.MEASURED_SLOWER: "Run `qcompile probe --save` so that the costs fit this machine, compile "
     "again on an idle machine, or set `force = true` if size matters more.",
     Code.FOR_SIZE: "Leave `embeddings` out (`embeddings = false`) to keep tables in float.",
+    Code.SCALE_PER_TENSOR: "Form `ort` of an ONNX Runtime target has scales per token; give "
+    "`calibration=` for static ones.",
     Code.FORCED: "Remove `force` from the recipe or rule to get the faster form.",
     Code.REFERENCE_ONLY: "Use the artifact to see what the precision costs; compile for a target "
     "that has the kernels (`tensorrt`, `cuda`) to deploy it.",

@@ -467,10 +467,29 @@ def test_a_blocking_trap_takes_the_kernel_away() -> None:
     (trap,) = [trap for trap in TOY.traps if trap.id == "row-scale-in-qdq"]
     always = dataclasses.replace(trap, condition="always")
     target = dataclasses.replace(TOY, traps=(always,))
-    plan = planned(linear(), "dynamic-int8", target).plan
+    recipe = {"base": "dynamic-int8", "schemes": ["token"]}
+    plan = planned(linear(), recipe, target).plan
     assert codes(plan) == {"fc": Code.TRAP}
     mended = dataclasses.replace(TOY, traps=(dataclasses.replace(always, blocks=False),))
-    assert kernels(planned(linear(), "dynamic-int8", mended).plan) == {"fc": "matmul-token"}
+    assert kernels(planned(linear(), recipe, mended).plan) == {"fc": "matmul-token"}
+
+
+def test_what_the_recipe_lists_second_stands_in_for_the_first() -> None:
+    (trap,) = [trap for trap in TOY.traps if trap.id == "row-scale-in-qdq"]
+    without = dataclasses.replace(TOY, traps=(dataclasses.replace(trap, condition="always"),))
+    state = planned(linear(), {"base": "dynamic-int8", "force": True}, without)
+    assert kernels(state.plan) == {"fc": "matmul-dynamic"}
+    assert [told.code for told in state.diagnostics] == [Code.SCALE_PER_TENSOR]
+
+
+@pytest.mark.parametrize("order", [("token", "dynamic"), ("dynamic", "token")])
+def test_of_two_schemes_at_run_time_the_first_is_taken_whatever_it_costs(order) -> None:
+    cheap = dict.fromkeys(("matmul_token", "matmul_dynamic", "quantize_token"), Cost(0.1))
+    for dear in ("matmul_token", "matmul_dynamic"):
+        target = with_costs(**{**cheap, dear: Cost(0.2)})
+        state = planned(linear(), {"schemes": list(order), "force": True}, target)
+        assert kernels(state.plan) == {"fc": f"matmul-{order[0]}"}
+        assert not state.diagnostics
 
 
 # --- given plans ----------------------------------------------------------------------------

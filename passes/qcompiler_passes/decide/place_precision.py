@@ -77,6 +77,7 @@ class PlacePrecision(Pass):
             _retell(units, more, solution, better)
             diagnostics += _would_help(solution, better, prices)
         diagnostics += _references(solution, target)
+        diagnostics += _per_tensor(units, solution, state)
         state.plan = assemble(model, units, solution, state, prices)
         return PassResult(modified=False, diagnostics=diagnostics)
 
@@ -239,6 +240,28 @@ def _references(solution: Solution, target: Target) -> list[Diagnostic]:
             {"nodes": len(found)},
         )
     ]
+
+
+def _per_tensor(units: Sequence[Unit], solution: Solution, state: State) -> list[Diagnostic]:
+    """Tell of nodes that got scheme dynamic though the recipe lists token before it."""
+    found = []
+    for unit in units:
+        option, schemes = solution.chosen.get(unit.name), unit.wish.schemes
+        row = option.kernel if option is not None else None
+        if row is None or row.scheme is not Scheme.DYNAMIC or unit.wish.kernel:
+            continue
+        if Scheme.TOKEN in schemes and schemes.index(Scheme.TOKEN) < schemes.index(row.scheme):
+            found.append(unit.name)
+    if not found:
+        return []
+    target = state.target
+    message = (
+        f"{len(found)} nodes quantize activations by one scale per tensor: {target.name} has no"
+        f" kernel with scales per token that fits them in form {state.form.value}"
+    )
+    hint = "outliers of one token cost the others precision; static scales, or form 'ort', avoid it"
+    values = {"nodes": len(found)}
+    return [Diagnostic(Code.SCALE_PER_TENSOR, f"form {state.form.value}", message, hint, values)]
 
 
 def _would_help(now: Solution, better: Solution, prices: Prices) -> list[Diagnostic]:

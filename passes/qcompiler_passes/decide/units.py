@@ -27,6 +27,9 @@ __all__ = ["Option", "Unit", "survey"]
 # Refusals of rows that would fit the node.
 _FITTING = (Code.NO_CALIBRATION, Code.NOT_SELECTED)
 
+# Schemes that quantize activations when the model runs.
+_AT_RUN_TIME = (Scheme.TOKEN, Scheme.DYNAMIC)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
@@ -177,11 +180,24 @@ class _Surveyor:
                 unit.reads = unit.reads or reads_low(row, node)
             else:
                 unit.refusals.append(result)
+        self._drop_second_best(unit)
         # a target without costs wants all that it has rows for; int8 tables are for their size
         sizes = any(o.kernel is not None and o.kernel.op == "Gather" for o in unit.options)
         unit.forced = bool(unit.options) and (wish.force or not self.prices.known or sizes)
         self._add_mover(unit)
         return unit
+
+    def _drop_second_best(self, unit: Unit) -> None:
+        """Of TOKEN and DYNAMIC keep what the recipe lists first: costs do not see precision."""
+        order = [scheme for scheme in unit.wish.schemes if scheme in _AT_RUN_TIME]
+        have = {option.kernel.scheme for option in unit.options if option.kernel is not None}
+        best = next((scheme for scheme in order if scheme in have), None)
+        for option in list(unit.options):
+            row = option.kernel
+            if best and row is not None and row.scheme in _AT_RUN_TIME and row.scheme is not best:
+                unit.options.remove(option)
+                message = f"the recipe lists scheme {best.value} before {row.id}"
+                unit.refusals.append(Refusal(Code.NOT_SELECTED, message))
 
     def _behind_us(self, head: ir.Node, follower: ir.Node) -> float:
         """What a follower adds to its head in float."""

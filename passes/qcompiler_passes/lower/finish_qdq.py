@@ -10,7 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError
-from qcompiler.ir.edit import constant, remove_dead
+from qcompiler.ir.edit import Tape, add_initializer, constant, has_one_use, remove_dead
+from qcompiler.ir.provenance import inherit
+from qcompiler.ir.walk import op_name
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.schemes import QSpec
@@ -30,6 +32,9 @@ _ENTRIES = {"session.qdq_matmulnbits_accuracy_level": "4"}
 # MatMul + Add becomes Gemm, and with three dequantized operands QGemm, for these ranks of x.
 _GEMM_RANKS = (2, 3)
 
+# Kernels that onnxruntime does not find behind a Gemm.
+_NO_GEMM = ("matmul-dynamic", "matmul-weight")
+
 _BLOCKS_SINCE = 21  # opset of DequantizeLinear's block_size and of 4-bit types
 _TWO_BITS_SINCE = 25
 _FLOAT8_SINCE = 19
@@ -46,9 +51,10 @@ class FinishQdq(Pass):
 
     ONNX Runtime turns MatMul and the Add behind it into one Gemm, which it runs on integers only
     when the bias is dequantized too; with a float bias the node stays float and its weight is
-    dequantized on every run. A node quantized at run time must not become a Gemm at all: where
-    there is one, that fusion is switched off and biases stay float. Other runtimes take the
-    dialect as it is. Works on form ``qdq`` only.
+    dequantized on every run. A node quantized at run time, or in its weights only, must not become
+    a Gemm at all: where there is one, that fusion is switched off and biases stay float. A Relu or
+    Clip between the node and floats becomes Max and Min, or nothing would be fused. Other runtimes
+    take the dialect as it is. Works on form ``qdq`` only.
 
     Given::
 
@@ -77,19 +83,23 @@ class FinishQdq(Pass):
         if state.target.runtime != "onnxruntime":
             return PassResult(modified=False, diagnostics=diagnostics)
         kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
-        dynamic = "matmul-dynamic" in kernels.values()
-        disabled = (*_DISABLED, "MatMulAddFusion") if dynamic else _DISABLED
+        no_gemm = any(kernel in _NO_GEMM for kernel in kernels.values())
+        disabled = (*_DISABLED, "MatMulAddFusion") if no_gemm else _DISABLED
         if float8:
             disabled = (*disabled, *_INTEGER_REWRITES)
         entries = {_OPTIMIZERS: ";".join(disabled), **_ENTRIES}
         entries.update({key: value for key, value in float8.items() if key != _OPTIMIZERS})
         state.session = SessionSettings(level="all", entries=entries)
         changed = False
-        if not dynamic:
-            writer = QdqWriter(model.graph, state)
-            for node in list(model.graph):
-                if kernels.get(node.name) == "matmul-static":
-                    changed |= _round_bias(node, writer)
+        writer = QdqWriter(model.graph, state)
+        for node in list(model.graph):
+            if kernels.get(node.name) not in (*_NO_GEMM, "matmul-static"):
+                continue
+            site, last = Site.of(node), node
+            if not no_gemm:
+                changed |= _round_bias(site, writer)
+                last = (node, *site.absorbed)[-1]
+            changed |= _spell_out(last.outputs[0], site.operand(1).scale.dtype)
         if changed:
             remove_dead(model)
         return PassResult(modified=changed, diagnostics=diagnostics)
@@ -134,8 +144,65 @@ def _check_opset(model: ir.Model) -> Iterator[Diagnostic]:
         )
 
 
-def _round_bias(node: ir.Node, writer: QdqWriter) -> bool:
-    site = Site.of(node)
+def _spell_out(value: ir.Value, dtype: ir.DataType | None) -> bool:
+    """Make Max and Min of a Relu or Clip that alone reads ``value``, a result of type ``dtype``.
+
+    onnxruntime 1.31.1 looks for a Q behind a MatMul through a Relu or Clip that a Q makes
+    redundant; where there is none it does not fuse the MatMul at all, and the weight is
+    dequantized in every run.
+    """
+    behind = next(iter(value.uses())).node if has_one_use(value) else None
+    if behind is None or behind.graph is None or dtype is None or behind.attributes:
+        return False
+    if op_name(behind) not in ("Relu", "Clip"):
+        return False
+    if _is_redundant(behind):
+        return False
+    if op_name(behind) == "Relu":
+        zero = np.zeros((), dtype.numpy())
+        bounds = {"Max": add_initializer(behind.graph, f"{behind.name}/zero", zero)}
+    else:
+        given = zip(("Max", "Min"), behind.inputs[1:], strict=False)
+        bounds = {op: bound for op, bound in given if bound is not None}
+        if not bounds:
+            return False
+    *before, (behind.op_type, bound) = bounds.items()
+    tape = Tape(behind.graph, str(behind.name))
+    for op, other in before:
+        value = tape.op(op, value, other)
+    behind.graph.insert_before(behind, tape.nodes)
+    inherit(tape.nodes, [behind])
+    behind.resize_inputs(2)
+    behind.replace_input_with(0, value)
+    behind.replace_input_with(1, bound)
+    return True
+
+
+def _is_redundant(node: ir.Node) -> bool:
+    """Whether only Q's read the Relu or Clip, and each of them saturates within its bounds."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    if node.outputs[0].is_graph_output() or {item.op_type for item in readers} != {
+        "QuantizeLinear"
+    }:
+        return False
+    bounds = [constant(value) for value in node.inputs[1:]]
+    if any(value is not None and constant(value) is None for value in node.inputs[1:]):
+        return False
+    low, high = [*bounds, None, None][:2] if op_name(node) == "Clip" else (np.float32(0), None)
+    for reader in readers:
+        scale, zero = (constant(value) for value in reader.inputs[1:3])
+        if scale is None or zero is None or zero.size != 1 or zero.dtype.kind not in "iu":
+            return False
+        limits, zero_point = np.iinfo(zero.dtype), int(zero.reshape(()))
+        if low is not None and low > (limits.min - zero_point) * scale:
+            return False
+        if high is not None and high < (limits.max - zero_point) * scale:
+            return False
+    return True
+
+
+def _round_bias(site: Site, writer: QdqWriter) -> bool:
+    node = site.node
     rank = len(node.outputs[0].shape) if node.outputs[0].shape is not None else None
     if not site.absorbed or (rank is not None and rank not in _GEMM_RANKS):
         return False

@@ -1,0 +1,89 @@
+"""Linear layers of the portable form run on the planned kernels, whatever stands behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from by_hand import open_text
+from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code
+
+WIDTH = 64
+BEHIND = {
+    "nothing": "v = Identity(h)",
+    "relu to float": "r = Relu(h) v = Softmax(r)",
+    "relu": "v = Relu(h)",
+    "clip to float": "r = Clip(h, zero, two) v = Softmax(r)",
+}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "static": {"base": "static-int8", "force": True},
+    "dynamic": {"base": "dynamic-int8", "force": True},
+    "weight": {"base": "weight-int4"},
+}
+KERNELS = {"static": "matmul-static", "dynamic": "matmul-dynamic", "weight": "matmul-weight"}
+
+
+def layers(rank: int, behind: str, *, bias: bool) -> ir.Model:
+    rng = np.random.default_rng(4)
+    dims = f"4,{WIDTH}" if rank == 2 else f"4,3,{WIDTH}"
+    first = "m = MatMul(x, w1) h = Add(m, b1)" if bias else "h = MatMul(x, w1)"
+    constants = {
+        "w1": rng.normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32),
+        "w2": rng.normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32),
+    }
+    if bias:
+        constants["b1"] = rng.normal(0, 1, WIDTH).astype(np.float32)
+    bounds = {"zero": np.float32(0), "two": np.float32(2)}
+    constants.update({k: np.asarray(v) for k, v in bounds.items() if k in BEHIND[behind]})
+    return open_text(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[{dims}] x) => (float[{dims}] y)
+        {{ {first} {BEHIND[behind]} y = MatMul(v, w2) }}""",
+        constants,
+    )
+
+
+def feed(rank: int, seed: int = 5) -> dict[str, np.ndarray]:
+    shape = (4, WIDTH) if rank == 2 else (4, 3, WIDTH)
+    return {"x": np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)}
+
+
+def compiled(model: ir.Model, recipe: Any, form: str, rank: int) -> Artifact:
+    return qcompile(
+        model, target="cpu-vnni", recipe=recipe, form=form, calibration=[feed(rank), feed(rank, 6)]
+    )
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize(("rank", "bias"), [(2, True), (2, False), (3, True)])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_planned_kernel_runs_whatever_stands_behind(
+    scheme: str, rank: int, bias: bool, behind: str
+) -> None:
+    model = layers(rank, behind, bias=bias)
+    artifact = compiled(model, SCHEMES[scheme], "qdq", rank)
+    kernels = artifact.report.kernels
+    assert [item["kernel"].removesuffix("-u8") for item in kernels["kernels"]] == [
+        KERNELS[scheme],
+        KERNELS[scheme],
+    ]
+    assert kernels["planned"] == kernels["seen"] == 2, kernels["operators"]
+    told = {item.code for item in artifact.report.diagnostics}
+    assert not told & {Code.KERNEL_NOT_SEEN, Code.LEFTOVER_QDQ, Code.LOW_FIDELITY}
+
+
+@pytest.mark.parametrize("recipe", ["dynamic-int8", "auto"])
+def test_the_portable_form_has_scales_per_tensor_and_says_so(recipe: str) -> None:
+    model = layers(2, "relu", bias=True)
+    found = {}
+    for form in ("ort", "qdq"):
+        artifact = qcompile(
+            model, target="cpu-vnni", recipe={"base": recipe, "force": True}, form=form
+        )
+        told = [d for d in artifact.report.diagnostics if d.code is Code.SCALE_PER_TENSOR]
+        found[form] = ({item.kernel for item in artifact.plan if item.kernel}, len(told))
+    assert found == {"ort": ({"matmul-token"}, 0), "qdq": ({"matmul-dynamic"}, 1)}
