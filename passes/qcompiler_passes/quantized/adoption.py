@@ -125,7 +125,7 @@ class Adoption:
             dq.metadata_props[SPEC] = str(spec)
             stored = Stored.of(dq)
             tensor = None if stored is None else stored.tensor()
-            if tensor is not None:
+            if tensor is not None and tensor.q.ndim:  # a scalar operand is no weight
                 self.weights[name, index] = tensor
         if fit.bias is not None:
             self._round_bias(node, fit)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompiler.ir.edit import add_initializer, constant, replace
-from qcompiler_passes.quantized.stored import Stored, is_dequantize, is_quantize
+from qcompiler.ir.walk import op_name
+from qcompiler.targets.schema import Form, Scheme, Target
+from qcompiler_passes.quantized.stored import Stored, dequantize_of, is_dequantize, is_quantize
 
-__all__ = ["drop_quantization", "float_constant"]
+_LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+
+__all__ = ["drop_quantization", "float_constant", "strip_float_operators"]
 
 
 def drop_quantization(graph: ir.Graph) -> bool:
@@ -33,12 +38,63 @@ def drop_quantization(graph: ir.Graph) -> bool:
     return changed
 
 
+def strip_float_operators(graph: ir.Graph, target: Target, form: Form) -> bool:
+    """Let operators without a kernel read floats, where nobody needs them stored before.
+
+    A pair stays where what gives the value has a kernel that stores, and where an operator that
+    moves data reads it: what is moved may feed a kernel.
+    """
+    rows = [row for row in target.kernels if form in row.forms and row.scheme is Scheme.STATIC]
+    computing = {row.op for row in rows} | {"Gemm"}
+    storing = {row.op for row in rows if row.output is not None}
+    moving = {row.op for row in target.carries} | {row.op for row in target.unifies}
+    changed = False
+    for node in list(graph):
+        source = node.inputs[0] if is_dequantize(node) else None
+        maker = None if source is None else source.producer()
+        value = maker.inputs[0] if maker is not None and is_quantize(maker) else None
+        if value is None:
+            continue
+        if _is_stored(_behind_clamps(value), storing, moving):
+            continue
+        for use in list(node.outputs[0].uses()):
+            name = op_name(use.node)
+            kernel = name in computing and (name not in _LINEAR or _has_weight(use.node))
+            if not kernel and name not in moving:
+                use.node.replace_input_with(use.idx, value)
+                changed = True
+    return changed
+
+
+def _behind_clamps(value: ir.Value) -> ir.Node | None:
+    producer = value.producer()
+    while producer is not None and producer.op_type in ("Relu", "Clip"):
+        below = producer.inputs[0]
+        producer = None if below is None else below.producer()
+    return producer
+
+
+def _is_stored(producer: ir.Node | None, storing: set[str], moving: set[str]) -> bool:
+    """Whether a kernel may store the value: its operator has one, and it reads what is stored."""
+    if producer is None or not any(map(dequantize_of, producer.inputs)):
+        return False
+    name = op_name(producer)
+    if name in _LINEAR:
+        return name in storing and _has_weight(producer)
+    return name in storing or name in moving
+
+
+def _has_weight(node: ir.Node) -> bool:
+    dq = dequantize_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    return dq is not None and constant(dq.inputs[0]) is not None
+
+
 def float_constant(graph: ir.Graph, node: ir.Node) -> bool:
     """Replace the DQ of a constant by its floats; False when its parameters are not understood."""
     stored = Stored.of(node)
     tensor = None if stored is None else stored.tensor()
     if tensor is None or node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
         return False
-    value = add_initializer(graph, f"{node.name}/float", tensor.dequantize())
+    value = add_initializer(graph, f"{node.name}/float", np.asarray(tensor.dequantize()))
     replace(graph, [node], [], {node.outputs[0]: value})
     return True

@@ -12,7 +12,7 @@ from qcompiler.ir.edit import Tape, remove_dead
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import op_name
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler_passes.quantized.dequantized import drop_quantization
+from qcompiler_passes.quantized.dequantized import drop_quantization, strip_float_operators
 from qcompiler_passes.quantized.integer_constants import (
     canonical_gemm,
     round_constants,
@@ -36,8 +36,9 @@ class ImportQuantized(Pass):
     Integers, scales and zero points stay what they are. Besides, the spelling variants of tools
     become one: Q of a float weight is computed, a Transpose behind a dequantized weight turns its
     integers, Gemm becomes MatMul and Add, operators that move integers get DQ before and Q behind.
-    With a recipe that wants floats (no schemes) the quantization is taken out instead. A model
-    without integer operators is left alone.
+    With a recipe that wants floats (no schemes) the quantization is taken out instead; with
+    ``quantized.strip`` around operators that the target has no kernel for. A model without integer
+    operators is left alone.
 
     Given::
 
@@ -87,6 +88,8 @@ class ImportQuantized(Pass):
         changed |= spell_movers(graph)
         if not state.recipe.schemes and not state.recipe.rules:
             changed |= drop_quantization(graph)
+        elif state.recipe.quantized.strip:
+            changed |= strip_float_operators(graph, state.target, state.form)
         if changed:
             remove_dead(model)
         return PassResult(modified=changed, diagnostics=diagnostics)

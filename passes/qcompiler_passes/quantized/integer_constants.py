@@ -50,7 +50,9 @@ def round_constants(graph: ir.Graph, node: ir.Node) -> bool:
     limits = integer_limits(stored.dtype)
     q = quantize(array, stored.scale.reshape(shape), stored.zero_point.reshape(shape), *limits)
     assert node.inputs[0] is not None
-    value = add_initializer(graph, f"{node.inputs[0].name}/q", integer_tensor(q, stored.dtype))
+    value = add_initializer(
+        graph, f"{node.inputs[0].name}/q", integer_tensor(np.asarray(q), stored.dtype)
+    )
     replace(graph, [node], [], {node.outputs[0]: value})
     return True
 

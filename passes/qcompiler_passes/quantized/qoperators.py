@@ -35,7 +35,7 @@ def _conv(node: ir.Node, tape: Tape) -> Spelling | str:
         a, b = constant(x_scale), constant(w_scale)
         if a is None or b is None:
             return "its scales are not constant"
-        steps = a.astype(np.float32).reshape(()) * b.astype(np.float32)
+        steps = np.asarray(a.astype(np.float32).reshape(()) * b.astype(np.float32))
         operands.append(spelling.dequantize(bias, steps, None, axis=0))
     y = spelling.compute("Conv", *operands, **attributes(node))
     return spelling.quantize(y, y_scale, y_zero)

@@ -59,7 +59,7 @@ class Signs:
             return dq
         changed = stored.shifted(wanted)
         by = -128 if wanted is ir.DataType.INT8 else 128
-        moved = self._of(source, wanted, (q.astype(np.int16) + by).astype(wanted.numpy()))
+        moved = self._of(source, wanted, np.asarray(q.astype(np.int16) + by, wanted.numpy()))
         zeros = np.asarray(changed.zero_point, wanted.numpy())
         tape = Tape(self.graph, dq.name or "")
         result = tape.op("DequantizeLinear", moved, dq.inputs[1], zeros, axis=stored.axis)

@@ -1,0 +1,260 @@
+"""What comes quantized and does not fit: kept with a coded reason; rules, strip, float, traps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompiler.diagnostics import Code
+from qcompiler.frontends import open_model
+from qcompiler.plan import Verdict
+from qcompiler.targets.schema import Form
+from quantized_by_others import HEAD, Feed, outputs, relower
+
+
+def build(body: str, weights: Mapping[str, np.ndarray], head: str = HEAD, io: str = "") -> ir.Model:
+    io = io or "(float[4,8] x) => (float[4,6] y)"
+    model = ir.from_onnx_text(f"{head} net {io} {{\n{body}\n}}")
+    uses = {v.name: v for node in model.graph for v in node.inputs if v is not None}
+    for name, array in weights.items():
+        value = uses[name]
+        value.const_value = ir.tensor(array, name=name)
+        value.type = ir.TensorType(value.const_value.dtype)
+        value.shape = ir.Shape(array.shape)
+        model.graph.initializers[name] = value
+    return open_model(model).model
+
+
+LINEAR = """
+    xq = QuantizeLinear(x, xs, xz)
+    xd = DequantizeLinear(xq, xs, xz)
+    wd = DequantizeLinear<axis=1>(wq, ws, wz)
+    y = MatMul(xd, wd)
+"""
+
+
+def linear(seed: int = 0, x: type = np.uint8, w: type = np.int8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    low = 0 if w is np.uint8 else -128
+    return {
+        "xs": np.float32(0.02).reshape(()),
+        "xz": np.array(120 if x is np.uint8 else -8, x),
+        "wq": rng.integers(low, low + 256, size=(8, 6)).astype(w),
+        "ws": rng.uniform(0.01, 0.02, 6).astype(np.float32),
+        "wz": np.full(6, 128 if w is np.uint8 else 0, w),
+    }
+
+
+def feed(seed: int = 1) -> Feed:
+    return {"x": np.random.default_rng(seed).normal(size=(4, 8)).astype(np.float32)}
+
+
+def reason(model: ir.Model, name: str, **options: object) -> Code:
+    _, state = relower(model, feed(), **options)  # type: ignore[arg-type]
+    assert state.plan is not None
+    decision = state.plan.nodes[name]
+    assert decision.verdict is Verdict.FLOAT
+    assert decision.reason is not None
+    return decision.reason.code
+
+
+def name_of(model: ir.Model, op: str) -> str:
+    return str(next(node.name for node in model.graph if node.op_type == op))
+
+
+@pytest.mark.parametrize("x", [np.uint8, np.int8])
+@pytest.mark.parametrize("w", [np.uint8, np.int8])
+def test_any_mix_of_signs_ends_as_u8_times_s8_and_rounds_nothing(x: type, w: type) -> None:
+    model = build(LINEAR, linear(x=x, w=w))
+    again, state = relower(model, feed())
+    kernels = [node for node in again.graph if node.op_type == "MatMulIntegerToFloat"]
+    assert [node.inputs[0].dtype for node in kernels] == [ir.DataType.UINT8]  # type: ignore[union-attr]
+    assert [node.inputs[1].dtype for node in kernels] == [ir.DataType.INT8]  # type: ignore[union-attr]
+    want, got = outputs(model, feed())[0], outputs(again, feed())[0]
+    assert np.abs(want - got).max() <= 1e-5 * np.abs(want).max()
+    assert state.weights is not None
+    (tensor,) = state.weights.values()
+    shift = 128 if w is np.uint8 else 0
+    came = model.graph.initializers["wq"].const_value.numpy().astype(int) - shift  # type: ignore[union-attr]
+    assert np.array_equal(tensor.q, came)
+
+
+def test_plan_and_ranges_say_what_came() -> None:
+    model = build(LINEAR, linear())
+    _, state = relower(model, feed())
+    assert state.plan is not None
+    assert {item.verdict for item in state.plan} == {Verdict.QUANTIZED, Verdict.FUSED}
+    assert str(state.plan.values["x"].spec) == "u8tz"  # type: ignore[union-attr]
+    assert state.ranges is not None
+    found = state.ranges["x"]
+    assert float(found.lo) == pytest.approx(-2.4)
+    assert float(found.hi) == pytest.approx(2.7)
+
+
+def test_scales_along_the_reduced_axis_are_a_trap() -> None:
+    weights = linear()
+    weights["ws"] = np.full(8, 0.01, np.float32)
+    weights["wz"] = np.zeros(8, np.int8)
+    model = build(LINEAR.replace("axis=1", "axis=0"), weights)
+    assert reason(model, name_of(model, "MatMul")) is Code.TRAP
+
+
+def test_a_scale_per_channel_of_an_activation_fits_no_kernel_and_computes_the_same() -> None:
+    weights = linear()
+    weights["xs"] = np.linspace(0.01, 0.03, 8).astype(np.float32)
+    weights["xz"] = np.full(8, 120, np.uint8)
+    body = LINEAR.replace("QuantizeLinear(x", "QuantizeLinear<axis=1>(x").replace(
+        "DequantizeLinear(xq", "DequantizeLinear<axis=1>(xq"
+    )
+    model = build(body, weights)
+    assert reason(model, name_of(model, "MatMul")) is Code.CONDITION
+    again, state = relower(model, feed())
+    assert np.allclose(
+        outputs(model, feed())[0], outputs(again, feed(), state.session)[0], atol=1e-5
+    )
+
+
+def test_a_weight_computed_at_run_time_stays_as_it_came() -> None:
+    body = """
+        xq = QuantizeLinear(x, xs, xz)
+        xd = DequantizeLinear(xq, xs, xz)
+        t = Transpose<perm=[1,0]>(xd)
+        y = MatMul(xd, t)
+    """
+    weights = {key: value for key, value in linear().items() if key.startswith("x")}
+    model = build(body, weights, io="(float[4,8] x) => (float[4,4] y)")
+    assert reason(model, name_of(model, "MatMul")) is Code.NOT_CONSTANT
+
+
+def test_a_symmetric_target_takes_what_is_symmetric_and_tells_why_not() -> None:
+    weights = linear()
+    model = build(LINEAR, weights)
+    options = {"form": Form.QDQ, "target": "tensorrt"}
+    assert reason(model, name_of(model, "MatMul"), **options) is Code.CONDITION
+    weights["xz"] = np.array(128, np.uint8)
+    model = build(LINEAR, weights)
+    again, state = relower(model, feed(), **options)  # type: ignore[arg-type]
+    assert state.plan is not None
+    assert state.plan.count()["quantized"] == 1
+    assert str(state.plan.values["x"].spec) == "s8t"  # type: ignore[union-attr]
+    assert np.array_equal(outputs(model, feed())[0], outputs(again, feed())[0])
+
+
+def test_weights_of_8_bits_are_a_trap_where_sums_saturate() -> None:
+    model = build(LINEAR, linear())
+    assert reason(model, name_of(model, "MatMul"), target="cpu-avx2") is Code.TRAP
+    weights = linear()
+    weights["wq"] = np.clip(weights["wq"], -63, 63)
+    again, _ = relower(build(LINEAR, weights), feed(), target="cpu-avx2")
+    assert any(node.op_type == "MatMulIntegerToFloat" for node in again.graph)
+
+
+def test_a_rule_keeps_a_node_with_its_conversions() -> None:
+    model = build(LINEAR, linear())
+    name = name_of(model, "MatMul")
+    recipe = {"name": "mine", "rules": [{"match": name, "scheme": "float"}]}
+    assert reason(model, name, recipe=recipe) is Code.KEPT_BY_RULE
+    again, state = relower(model, feed(), recipe=recipe)
+    assert np.array_equal(outputs(model, feed())[0], outputs(again, feed(), state.session)[0])
+
+
+def test_the_recipe_float_takes_the_quantization_out() -> None:
+    model = build(LINEAR, linear())
+    again, _ = relower(model, feed(), recipe="float")
+    assert [node.op_type for node in again.graph] == ["MatMul"]
+    weights = linear()
+    want = feed()["x"] @ (weights["wq"].astype(np.float32) * weights["ws"])
+    assert np.allclose(outputs(again, feed())[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_strip_takes_conversions_out_where_no_kernel_is() -> None:
+    body = (
+        LINEAR.replace("y =", "m =")
+        + """
+        mq = QuantizeLinear(m, ms, mz)
+        md = DequantizeLinear(mq, ms, mz)
+        y = Softmax(md)
+    """
+    )
+    weights = {**linear(), "ms": np.array(0.03, np.float32), "mz": np.array(128, np.uint8)}
+    model = build(body, weights)
+    kept, _ = relower(model, feed())
+    assert [n.op_type for n in kept.graph] == [
+        "QuantizeLinear",
+        "QLinearMatMul",
+        "DequantizeLinear",
+        "Softmax",
+    ]
+    assert np.array_equal(outputs(model, feed())[0], outputs(kept, feed())[0])
+
+
+def test_a_fake_quantized_weight_becomes_the_integers_it_stands_for() -> None:
+    weights = linear()
+    floats = (weights["wq"].astype(np.float32) * weights["ws"]).astype(np.float32)
+    body = LINEAR.replace("wd =", "wq = QuantizeLinear<axis=1>(w, ws, wz)\nwd =")
+    model = build(body, {**{k: v for k, v in weights.items() if k != "wq"}, "w": floats})
+    _, state = relower(model, feed())
+    assert state.weights is not None
+    (tensor,) = state.weights.values()
+    assert np.array_equal(tensor.q, weights["wq"])
+
+
+def test_a_transposed_weight_is_turned_and_its_scales_with_it() -> None:
+    weights = linear()
+    weights["wq"] = np.ascontiguousarray(weights["wq"].T)
+    body = (
+        LINEAR.replace("wd =", "t =")
+        .replace("axis=1>(wq", "axis=0>(wq")
+        .replace("y = MatMul", "wd = Transpose<perm=[1,0]>(t)\ny = MatMul")
+    )
+    model = build(body, weights)
+    again, _ = relower(model, feed())
+    assert [n.op_type for n in again.graph] == ["QuantizeLinear", "MatMulIntegerToFloat"]
+    want = outputs(model, feed())[0]
+    assert np.abs(want - outputs(again, feed())[0]).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_a_float_bias_of_a_convolution_is_rounded_and_one_that_does_not_fit_is_told() -> None:
+    body = """
+        xq = QuantizeLinear(x, xs, xz)
+        xd = DequantizeLinear(xq, xs, xz)
+        wd = DequantizeLinear<axis=0>(wq, ws, wz)
+        c = Conv(xd, wd, b)
+        yq = QuantizeLinear(c, ys, yz)
+        y = DequantizeLinear(yq, ys, yz)
+    """
+    rng = np.random.default_rng(0)
+    weights = {
+        "xs": np.array(0.02, np.float32),
+        "xz": np.array(120, np.uint8),
+        "wq": rng.integers(-127, 128, size=(6, 3, 2, 2)).astype(np.int8),
+        "ws": np.full(6, 0.01, np.float32),
+        "wz": np.zeros(6, np.int8),
+        "b": rng.normal(size=6).astype(np.float32),
+        "ys": np.array(0.05, np.float32),
+        "yz": np.array(128, np.uint8),
+    }
+    io = "(float[1,3,5,5] x) => (float[1,6,4,4] y)"
+    image = {"x": rng.normal(size=(1, 3, 5, 5)).astype(np.float32)}
+    model = build(body, weights, io=io)
+    again, state = relower(model, image)
+    assert any(node.op_type == "QLinearConv" for node in again.graph)
+    want, got = outputs(model, image)[0], outputs(again, image)[0]
+    assert np.abs(want - got).max() <= 0.05 * 1.001
+    model = build(body, {**weights, "ws": np.full(6, 1e-12, np.float32)}, io=io)
+    _, state = relower(model, image)
+    assert state.plan is not None
+    kept = state.plan.nodes[name_of(model, "Conv")]
+    assert kept.reason is not None
+    assert "does not fit int32" in kept.reason.message
+
+
+def test_every_node_has_a_verdict_and_a_reason_where_it_is_float() -> None:
+    model = build(LINEAR.replace("y =", "m =") + "y = Relu(m)", linear())
+    again, state = relower(model, feed(), Form.QDQ)
+    assert state.plan is not None
+    assert set(state.plan.nodes) == {node.name for node in again.graph}
+    assert all(item.reason for item in state.plan if item.verdict is Verdict.FLOAT)
