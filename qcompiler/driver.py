@@ -28,6 +28,7 @@ from qcompiler.pipeline.registry import default_pipeline, parse_pipeline, pipeli
 from qcompiler.pipeline.run import Compare, PassTiming, run_pipeline
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import Recipe
+from qcompiler.report.layers import with_layers
 from qcompiler.report.model import Report, coverage, removed_decisions
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.sensitivity.metric import Metric
@@ -187,6 +188,9 @@ def qcompile(
         settings=state.session,
         manifest=_manifest(reference, resolved, recipe, passes, state),
     )
+    if recipe.verify.layers and samples and not opened.quantized:
+        with clock("compare layers"):
+            artifact = with_layers(artifact, reference, samples, threads=threads)
     if output is not None:
         with clock("save"):
             artifact.save(output)

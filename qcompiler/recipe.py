@@ -17,6 +17,7 @@ from qcompiler.targets.schema import Scheme
 __all__ = [
     "RECIPES",
     "CalibrationOptions",
+    "QuantizedOptions",
     "Recipe",
     "Rule",
     "SmoothingOptions",
@@ -146,6 +147,7 @@ class VerifyOptions(_Strict):
         guard: Measure artifact and float; when the artifact is slower, return the float form.
         max_slowdown: Tolerated slowdown of the guard (0.02: 2 %).
         feeds: At most this many feeds are compared.
+        layers: Compare node by node as well; takes as long as some runs without optimization.
     """
 
     enabled: bool = True
@@ -154,6 +156,18 @@ class VerifyOptions(_Strict):
     guard: bool = True
     max_slowdown: float = pydantic.Field(0.02, ge=0.0)
     feeds: int = pydantic.Field(4, ge=1)
+    layers: bool = False
+
+
+class QuantizedOptions(_Strict):
+    """What happens to a model that comes quantized.
+
+    Attributes:
+        strip: Take Q and DQ out where they stand around operators that the target computes in
+            float anyway: faster, nearer to float, and no longer the same numbers.
+    """
+
+    strip: bool = False
 
 
 class Recipe(_Strict):
@@ -174,6 +188,7 @@ class Recipe(_Strict):
         correct_biases: Take the mean error that rounding makes out of the biases.
         weights: How weight-only constants are rounded.
         verify: What is proven after the compile.
+        quantized: What happens to a model that comes quantized.
         pipeline: Pipeline text instead of the default one.
         seed: Seed of all randomness (generated inputs).
         max_drop: Return the most damaging nodes to float until the metric (``qcompile(metric=)``;
@@ -194,6 +209,7 @@ class Recipe(_Strict):
     correct_biases: bool = True
     weights: WeightOptions = WeightOptions()
     verify: VerifyOptions = VerifyOptions()
+    quantized: QuantizedOptions = QuantizedOptions()
     pipeline: str | None = None
     seed: int = 0
     max_drop: float | None = pydantic.Field(None, ge=0.0, allow_inf_nan=False)
@@ -325,6 +341,7 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "smoothing": SmoothingOptions,
     "weights": WeightOptions,
     "verify": VerifyOptions,
+    "quantized": QuantizedOptions,
 }
 
 

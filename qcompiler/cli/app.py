@@ -223,6 +223,25 @@ def report(
 
 
 @app.command()
+def compare(
+    model: Annotated[str, typer.Argument(metavar="FLOAT", help="The float model.")],
+    quantized: Annotated[
+        str, typer.Argument(metavar="QUANT", help="Artifact folder, or any quantized ONNX file.")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Feeds as for --calibration; default: generated.")
+    ] = None,
+    feeds: Annotated[int, typer.Option(help="At most this many feeds.", min=1)] = 4,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Hold QUANT against FLOAT node by node: error, where it jumps, weight or activation."""
+    from qcompiler.cli.comparing import run_compare
+
+    run_compare(model, quantized, data, feeds=feeds, threads=threads, json=json)
+
+
+@app.command()
 def bench(
     artifact: Out,
     against: Annotated[str, typer.Option(help="ONNX file or artifact to compare with.")],

@@ -1,0 +1,118 @@
+"""``qcompile compare``: models and data in, table or JSON out."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.cli.terminal import out, print_json, steps
+from qcompiler.verify.layers import LayerComparison, LayerRow, compare_layers
+
+__all__ = ["run_compare"]
+
+_BAD_DB, _POOR_DB = 15.0, 30.0
+
+
+def run_compare(
+    float_model: str,
+    quantized: str,
+    data: str | None,
+    *,
+    feeds: int,
+    threads: int | None,
+    json: bool,
+) -> None:
+    """Compare, and print the rows.
+
+    Raises:
+        QcError: A model or the data cannot be read, or they do not belong together.
+    """
+    from qcompiler.calibration.feeds import open_feeds
+    from qcompiler.frontends import open_model
+    from qcompiler.runtime.inputs import input_specs
+
+    with steps(json) as progress:
+        opened = open_model(float_model)
+        source: Any = None
+        if data is not None:
+            source = open_feeds(data, input_specs(opened.model), feeds)
+        elif opened.example is not None:
+            source = [opened.example]
+        found = compare_layers(
+            opened.model,
+            _quantized(quantized),
+            source,
+            max_feeds=feeds,
+            threads=threads,
+            progress=progress,
+        )
+    if json:
+        print_json(found.to_dict())
+    else:
+        out.print(_table(found))
+
+
+def _quantized(path: str) -> Any:
+    folder = pathlib.Path(path)
+    if (folder / "manifest.json").is_file():
+        from qcompiler.artifact import Artifact
+
+        return Artifact.load(folder)
+    return path
+
+
+def _table(found: LayerComparison) -> Group:
+    table = Table(box=None)
+    table.add_column("node", overflow="fold")
+    table.add_column("operator")
+    for name in ("SQNR dB", "cosine", "jump dB", "weight dB", "activation dB", "weight share"):
+        table.add_column(name, justify="right")
+    first = found.first_jump
+    for row in found.rows:
+        style = "bold red" if row is first else _style(row)
+        share = "" if row.weight_share is None else f"{row.weight_share:.0%}"
+        table.add_row(
+            row.node,
+            row.op,
+            _number(row.sqnr_db),
+            f"{row.cosine:.5f}",
+            f"{row.jump:.1f}",
+            _number(row.weight_sqnr_db),
+            _number(row.activation_sqnr_db),
+            share,
+            style=style,
+        )
+    said = [f"{len(found.rows)} nodes on {found.feeds} feeds"]
+    if found.unmatched:
+        said.append(f"{found.unmatched} layers of the float model have no counterpart")
+    lines = [Text("; ".join(said))]
+    if first is None:
+        lines.append(Text("the error jumps nowhere"))
+    else:
+        side = ""
+        if first.weight_share is not None:
+            side = f", {first.weight_share:.0%} of it from its weight"
+        lines.append(
+            Text(
+                f"the error first jumps at {first.node} ({first.op}): by {first.jump:.1f} dB to "
+                f"{_number(first.sqnr_db)} dB{side}"
+            )
+        )
+    return Group(table, *lines)
+
+
+def _style(row: LayerRow) -> str | None:
+    if row.sqnr_db < _BAD_DB:
+        return "red"
+    return "yellow" if row.sqnr_db < _POOR_DB else None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if math.isfinite(value) else ("equal" if value > 0 else "lost")

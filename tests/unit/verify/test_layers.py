@@ -1,0 +1,165 @@
+"""Comparing node by node: errors where they are, shares, jumps, foldings, other people's models."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompiler import qcompile
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.recipe import Recipe
+from qcompiler.report.layers import merge_layers
+from qcompiler.verify.layers import LayerComparison, LayerRow, compare_layers
+from qcompiler_models import tiny
+from quantized_by_others import HEAD, quantize
+
+FORCED = Recipe.of({"base": "static-int8", "force": True, "verify": {"guard": False}})
+
+
+def rows(found: LayerComparison) -> dict[str, LayerRow]:
+    return {row.node: row for row in found.rows}
+
+
+def test_a_model_is_equal_to_itself() -> None:
+    found = compare_layers(tiny.build("mlp"), tiny.build("mlp"), tiny.feeds("mlp", 2))
+    assert found.feeds == 2
+    assert found.rows
+    assert all(row.sqnr_db == math.inf and row.cosine == 1.0 for row in found.rows)
+    assert found.first_jump is None
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet", "transformer"])
+def test_each_planned_layer_of_an_artifact_has_a_row_in_graph_order(name: str) -> None:
+    feeds = tiny.feeds(name, 3)
+    model = tiny.build(name)
+    artifact = qcompile(model, "cpu-vnni", FORCED, feeds)
+    found = compare_layers(model, artifact, feeds)
+    planned = [item.node for item in artifact.plan if item.kernel and item.op != "Gather"]
+    assert planned
+    assert [row.node for row in found.rows if row.node in planned] == planned
+    assert found.unmatched == 0
+    for node in planned:
+        row = rows(found)[node]
+        assert 15.0 < row.sqnr_db < 90.0
+        assert row.cosine > 0.98
+
+
+def test_the_share_tells_weights_from_activations() -> None:
+    rng = np.random.default_rng(0)
+    fine = {"w1": rng.normal(size=(16, 16)), "w2": rng.normal(size=(16, 16))}
+    model = _two_layers(fine)
+    feeds = [{"x": rng.normal(size=(32, 16)).astype(np.float32)}]
+    coarse = dict(fine)
+    coarse["w2"] = np.rint(fine["w2"] / 0.5) * 0.5
+    found = rows(compare_layers(model, _two_layers(coarse), feeds))
+    assert found["n1"].sqnr_db == math.inf
+    assert found["n2"].sqnr_db < 25.0
+    assert found["n2"].weight_share == 1.0
+    assert found["n2"].jump > 6.0
+    assert compare_layers(model, _two_layers(coarse), feeds).first_jump == found["n2"]
+
+
+def test_a_coarse_activation_is_told_by_its_share() -> None:
+    rng = np.random.default_rng(0)
+    fine = {"w1": rng.normal(size=(16, 16)), "w2": rng.normal(size=(16, 16))}
+    model = _two_layers(fine)
+    feeds = [{"x": rng.normal(size=(32, 16)).astype(np.float32)}]
+    body = "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z)"
+    coarse = _two_layers(fine, body, {"s": np.array(0.7, np.float32), "z": np.array(4, np.uint8)})
+    found = rows(compare_layers(model, coarse, feeds))
+    row = found["n1"]
+    assert row.weight_share == 0.0
+    assert row.activation_sqnr_db is not None
+    assert row.sqnr_db == pytest.approx(row.activation_sqnr_db, abs=0.5)
+
+
+def test_smoothing_is_no_error() -> None:
+    model = tiny.build("transformer")
+    feeds = tiny.feeds("transformer", 4)
+    recipe = Recipe.of(
+        {
+            "base": "static-int8",
+            "force": True,
+            "smoothing": {"alpha": 0.8},
+            "verify": {"guard": False},
+        }
+    )
+    artifact = qcompile(model, "cpu-vnni", recipe, feeds)
+    found = compare_layers(model, artifact, feeds)
+    layers = [row for row in found.rows if row.weight_sqnr_db is not None]
+    assert layers
+    for row in layers:
+        assert row.weight_sqnr_db is not None
+        assert row.weight_sqnr_db > 25.0, row
+        assert row.sqnr_db > 20.0, row
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_models_of_other_tools_are_matched(form: str, tmp_path: pathlib.Path) -> None:
+    feeds = tiny.feeds("convnet", 3)
+    model = tiny.build("convnet")
+    path = quantize(model, feeds, tmp_path, form=form)
+    found = compare_layers(tmp_path / "float.onnx", path, feeds)
+    layers = [row for row in found.rows if row.op in ("Conv", "Gemm", "MatMul")]
+    assert len(layers) >= 2
+    assert all(row.sqnr_db > 10.0 for row in layers)
+
+
+def test_models_that_have_nothing_in_common_are_refused() -> None:
+    with pytest.raises(QcError) as caught:
+        compare_layers(tiny.build("mlp"), tiny.build("convnet"), tiny.feeds("mlp", 1))
+    assert caught.value.code in (Code.USAGE, Code.DOES_NOT_LOAD, Code.FLOAT_MODEL_FAILS)
+
+
+def test_few_and_many_taps_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = tiny.feeds("convnet", 2)
+    model = tiny.build("convnet")
+    artifact = qcompile(model, "cpu-vnni", FORCED, feeds)
+    whole = compare_layers(model, artifact, iter(feeds))
+    monkeypatch.setattr("qcompiler.verify.layers._TAP_BYTES", 1)
+    assert compare_layers(model, artifact, feeds) == whole
+
+
+def test_rows_are_json_and_merge_with_sensitivity() -> None:
+    row = LayerRow("a", "MatMul", math.inf, 1.0, 0.0)
+    found = LayerComparison((row,), 1)
+    assert json.loads(json.dumps(found.to_dict()))["layers"][0]["sqnr_db"] is None
+    merged = merge_layers(found.report_rows(), [{"node": "a", "sensitivity": 2.0}, {"node": "b"}])
+    assert merged[0]["sensitivity"] == 2.0
+    assert merged[0]["cosine"] == 1.0
+    assert [item["node"] for item in merged] == ["a", "b"]
+
+
+def test_a_recipe_that_asks_for_layers_gets_them_in_the_report() -> None:
+    feeds = tiny.feeds("mlp", 2)
+    recipe = FORCED.model_copy(update={"verify": FORCED.verify.model_copy(update={"layers": True})})
+    report = qcompile(tiny.build("mlp"), "cpu-vnni", recipe, feeds).report
+    assert report.layers
+    assert {"node", "sqnr_db", "cosine", "weight_sqnr_db"} <= set(report.layers[0])
+
+
+def _two_layers(
+    weights: dict[str, np.ndarray],
+    body: str = "xd = Identity(x)",
+    more: dict[str, np.ndarray] | None = None,
+) -> ir.Model:
+    lines = body.replace(") xd", ")\nxd")
+    model = ir.from_onnx_text(
+        f"{HEAD} g (float[32,16] x) => (float[32,16] y) {{\n{lines}\n"
+        "h = MatMul(xd, w1)\ny = MatMul(h, w2)\n}"
+    )
+    constants = {**{k: v.astype(np.float32) for k, v in weights.items()}, **(more or {})}
+    for value in {v for node in model.graph for v in node.inputs if v is not None}:
+        array = constants.get(value.name or "")
+        if array is not None:
+            value.const_value = ir.tensor(array, name=value.name)
+            value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
+            model.graph.initializers[value.name or ""] = value
+    for index, node in enumerate(n for n in model.graph if n.op_type == "MatMul"):
+        node.name = f"n{index + 1}"
+    return model
