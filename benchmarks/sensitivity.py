@@ -26,7 +26,7 @@ from qcompiler.calibration.feeds import open_feeds
 from qcompiler.calibration.padding import Padding
 from qcompiler.frontends import open_model
 from qcompiler.pipeline.contract import Phase, State
-from qcompiler.pipeline.registry import default_pipeline
+from qcompiler.pipeline.registry import default_pipeline, pipeline_text
 from qcompiler.pipeline.run import run_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.inputs import input_specs
@@ -52,7 +52,7 @@ def main() -> None:
             truth = {"fingerprint": mark, **_truth(model, planned, state, options.limit)}
             path.write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
         feeds = list(itertools.islice(state.feeds or (), _FEEDS))
-        for samples in sorted({1, 2, SAMPLES}):
+        for samples in sorted({1, SAMPLES, 2 * SAMPLES}):
             started = time.perf_counter()
             found = rank(planned, state, feeds, samples=samples)
             seconds = time.perf_counter() - started
@@ -84,10 +84,10 @@ def _ranks(x: list[float]) -> np.ndarray:
 
 
 def _fingerprint(state: State) -> str:
-    """Of all that the truth hangs on: plan, ranges and rounded weights."""
+    """Of all that the truth hangs on: plan, ranges, rounded weights and what is done with them."""
     assert state.ranges is not None
     assert state.weights is not None
-    mark = hashlib.sha256(str(state.plan).encode())
+    mark = hashlib.sha256(f"{state.plan}\n{pipeline_text(default_pipeline())}".encode())
     for name, found in state.ranges.items():
         mark.update(f"{name} {found.lo} {found.hi}".encode())
     for key, weight in state.weights.items():
