@@ -160,6 +160,15 @@ TRAPS = (
         source=SEEN,
     ),
     Trap(
+        id="nbits-half-chain",
+        kernels=("matmul-weight",),
+        condition="always",
+        effect="chains of float16 MatMulNBits, Cast and elementwise operators overwrite their own "
+        "inputs below graph optimization level all: silently wrong",
+        remedy="the kernel is given float32, between Casts that stand in the graph",
+        source="probed on onnxruntime 1.31.1, levels disable to extended",
+    ),
+    Trap(
         id="dequantized-table",
         kernels=("gather-weight",),
         condition="form-qdq",

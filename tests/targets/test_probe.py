@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from qcompiler.diagnostics import QcError
+from qcompiler.targets import probe_traps
 from qcompiler.targets.host import host
 from qcompiler.targets.probe import probe
 from qcompiler.targets.registry import load_target
@@ -32,7 +34,7 @@ def test_every_form_of_every_row_was_probed(checked):
 @pytest.mark.skipif(not X86, reason="the traps of the optimizer were seen on x86")
 def test_the_silent_miscompiles_are_still_there(checked):
     """When this fails the runtime was mended: the row can go, with the version named."""
-    armed = {trap.id: trap.armed for trap in checked.traps}
+    traps = {trap.id: trap for trap in checked.traps}
     for name in (
         "row-scale-bias",
         "weight-axis-0-matmul",
@@ -42,8 +44,27 @@ def test_the_silent_miscompiles_are_still_there(checked):
         "weight-only-activations",
         "dynamic-bias-in-qdq",
         "static-bias-in-qdq",
+        "nbits-half-chain",
     ):
-        assert armed[name], name
+        assert traps[name].armed is not None, f"{name}: {traps[name].what}"
+        assert traps[name].armed, f"{name}: {traps[name].what}"
+
+
+def test_a_verdict_on_wrong_numbers_stands_without_the_optimized_graph(monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(probe_traps, "operators", full)
+    armed, seen = probe_traps.TRAP_PROBES["weight-axis-0-matmul"]()
+    assert armed
+    assert "no space left on device" in seen
+
+
+def test_nan_is_no_right_answer(monkeypatch):
+    monkeypatch.setattr(probe_traps, "compute", lambda *args: [np.full((8, 48), np.nan)])
+    armed, seen = probe_traps.TRAP_PROBES["weight-axis-0-matmul"]()
+    assert armed
+    assert "off by inf" in seen
 
 
 def test_numbers_of_generic_qdq_hold_on_this_runtime():
