@@ -86,7 +86,8 @@ def quantize(x: Array, scale: Array, zero_point: IntArray, qmin: int, qmax: int)
 def quantize_as(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> npt.NDArray[Any]:
     """The elements that store ``x`` under ``spec``: int32 for integers, or 8-bit floats."""
     if spec.is_float8:
-        return to_float8(np.asarray(x, np.float32) / scale, spec.dtype)
+        with np.errstate(over="ignore"):  # infinity saturates like the rest
+            return to_float8(np.asarray(x, np.float32) / scale, spec.dtype)
     return quantize(x, scale, zero_point, spec.qmin, spec.qmax)
 
 

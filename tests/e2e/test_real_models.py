@@ -158,3 +158,35 @@ def test_the_command_line_compiles_and_verifies_a_real_model(
     said = cli("verify", folder, "--against", model.onnx(), "--data", data, "--json")
     assert said.code == 0, said.err
     assert min(item["cosine"] for item in said.json["fidelity"]) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "cosine"),
+    [
+        ("tensorrt", "static-fp8", 0.996),
+        ("cuda", "static-fp8-e5m2", 0.992),
+        ("generic-qdq", "static-a16w8", 0.999),
+        ("qnn-htp", "static-a16w8", 0.95),  # its weights have one scale each
+    ],
+)
+def test_other_types_of_activations_keep_minilms_embeddings(
+    target: str, recipe: str, cosine: float
+) -> None:
+    model = real("minilm")
+    artifact = qcompile(model.onnx(), target, recipe, model.calibration(), check=False)
+    assert model.score(artifact.run, limit=64)["cosine_mean"] >= cosine
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "agreement"),
+    [
+        ("tensorrt", "static-fp8", 0.82),
+        ("qnn-htp", "static-a16w8", 0.96),
+    ],
+)
+def test_other_types_of_activations_keep_efficientnets_labels(
+    target: str, recipe: str, agreement: float
+) -> None:
+    model = real("efficientnet-lite0")
+    artifact = qcompile(model.onnx(), target, recipe, model.calibration(), check=False)
+    assert model.score(artifact.run, limit=128)["agreement"] >= agreement
