@@ -15,6 +15,7 @@ import numpy.typing as npt
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.affine import Array, IntArray, range_to_params
 from qcompiler.numerics.float8 import round_float8, to_float8
+from qcompiler.numerics.magnitude import unit_of
 from qcompiler.numerics.qtensor import QTensor, expand_groups
 from qcompiler.schemes import Granularity, QSpec
 
@@ -174,6 +175,11 @@ def _search(
     smallest: Array | None,
 ) -> tuple[Array, IntArray]:
     """Per tile the parameters of the ratio with the smallest squared error."""
+    unit = unit_of(np.concatenate((lo.reshape(-1), hi.reshape(-1))))
+    if unit != 1.0:  # squares would not be finite, or 0
+        floor = None if smallest is None else smallest / unit
+        scale, zero_point = _search(weight / unit, lo / unit, hi / unit, spec, ratios, floor)
+        return scale * unit, zero_point
     tried = [_scales(lo, hi, spec, ratio, smallest) for ratio in ratios]
     # q - zero_point, clipped to what the type leaves for it, needs no zero point in the loop
     bounds = [(spec.qmin - zero.astype(np.float32), spec.qmax - zero) for _, zero in tried]

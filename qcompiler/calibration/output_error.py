@@ -22,6 +22,7 @@ from qcompiler.calibration.histogram import Distribution
 from qcompiler.calibration.layers import Layer, sketch
 from qcompiler.calibration.rows import Channels
 from qcompiler.numerics.affine import range_to_params, round_trip
+from qcompiler.numerics.magnitude import unit_of
 from qcompiler.numerics.products import small_product
 from qcompiler.schemes import QSpec
 
@@ -60,7 +61,16 @@ class Judge:
         """Prepare the sample; the layers' weights are read here and not kept."""
         self._rows = rows[: max(32, _JUDGED_ELEMENTS // rows.shape[1])]
         mixing = [layer.matrix() for layer in layers if layer.is_mixing]
-        self._sketch = sketch(np.concatenate(mixing, axis=1)) if mixing else None
+        self._unit = unit_of(self._rows)
+        self._sketch, self._gain = None, 1.0
+        if mixing:
+            together = np.concatenate(mixing, axis=1)
+            unit = unit_of(together)
+            if unit != 1.0:
+                together /= unit
+            # the products are near 1, whatever the rows and the weights are
+            self._sketch = sketch(together) / self._unit
+            self._gain = (float(unit) * float(self._unit)) ** 2
         spread = [layer.energy for layer in layers if not layer.is_mixing]
         self._energy = np.sum(spread, axis=0) if spread else None
         self._all_energy = np.sum([layer.energy for layer in layers], axis=0)
@@ -74,9 +84,12 @@ class Judge:
         np.subtract(self._rows, steps, out=steps)
         error = 0.0
         if self._sketch is not None:
-            error += float(np.square(small_product(steps, self._sketch)).sum())
+            error += float(np.square(small_product(steps, self._sketch)).sum()) * self._gain
         if self._energy is not None:
-            error += float(np.einsum("rc,rc->c", steps, steps) @ self._energy)
+            if self._unit != 1.0:
+                steps /= self._unit
+            energy = float(np.einsum("rc,rc->c", steps, steps) @ self._energy)
+            error += energy * float(self._unit) ** 2
         return error / len(self._rows) + self._unseen_clipping(lo, hi)
 
     def _unseen_clipping(self, lo: float, hi: float) -> float:
@@ -85,11 +98,11 @@ class Judge:
         if exact == 0.0:
             return 0.0
         over = self._rows - np.clip(self._rows, np.float32(lo), np.float32(hi))
-        unseen = exact - float(np.square(over).sum()) / len(self._rows)
+        unseen = exact - float(np.square(over, dtype=np.float64).sum()) / len(self._rows)
         if unseen <= 0.0:
             return 0.0
-        reach = np.maximum(self._channels.hi - hi, 0.0) + np.maximum(lo - self._channels.lo, 0.0)
-        weight = np.square(reach.astype(np.float64))
+        top, bottom = (x.astype(np.float64) for x in (self._channels.hi, self._channels.lo))
+        weight = np.square(np.maximum(top - hi, 0.0) + np.maximum(lo - bottom, 0.0))
         return unseen * float(weight @ self._all_energy / weight.sum()) if weight.any() else 0.0
 
 

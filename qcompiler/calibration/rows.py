@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,12 +12,19 @@ __all__ = ["Channels", "Reservoir", "as_rows"]
 Floats = npt.NDArray[np.float32]
 
 _SUMMED = 4096  # rows summed in float32 before float64 takes over
+_LARGE = 1e30  # sums of so many larger numbers may not be finite in float32
 
 
 def as_rows(x: Floats, channel_axis: int) -> Floats:
     """``x`` as ``[rows, channels]``: a view when the channels are last."""
     moved = x if channel_axis in (-1, x.ndim - 1) else np.moveaxis(x, channel_axis, -1)
     return moved.reshape(-1, moved.shape[-1])
+
+
+def _sum_type(lo: Floats, hi: Floats) -> type[np.floating[Any]]:
+    """float32, which is faster, unless sums of such numbers may leave it."""
+    ordinary = max(-float(lo.min()), float(hi.max())) < _LARGE
+    return np.float32 if ordinary else np.float64
 
 
 class Channels:
@@ -45,14 +54,14 @@ class Channels:
         if channel_axis == 1 and x.ndim > 2:  # [N, C, ...]: the contiguous axes first
             flat = x.reshape(x.shape[0], x.shape[1], -1)
             lo, hi = flat.min(axis=2).min(axis=0), flat.max(axis=2).max(axis=0)
-            total = flat.sum(axis=2).sum(axis=0, dtype=np.float64)
+            total = flat.sum(axis=2, dtype=_sum_type(lo, hi)).sum(axis=0, dtype=np.float64)
             self._add(total, lo, hi, flat.shape[0] * flat.shape[2])
             return float(lo.min()), float(hi.max())
         rows = as_rows(x, channel_axis)
-        total = np.zeros(rows.shape[1])
-        for start in range(0, len(rows), _SUMMED):
-            total += rows[start : start + _SUMMED].sum(axis=0)
         lo, hi = rows.min(axis=0), rows.max(axis=0)
+        total, dtype = np.zeros(rows.shape[1]), _sum_type(lo, hi)
+        for start in range(0, len(rows), _SUMMED):
+            total += rows[start : start + _SUMMED].sum(axis=0, dtype=dtype)
         self._add(total, lo, hi, len(rows))
         return float(lo.min()), float(hi.max())
 
