@@ -25,6 +25,8 @@ REAL_MODELS = MappingProxyType(
         "efficientnet-lite0": "efficientnet:EfficientNetLite0",
         "ppocr-rec": "ppocr_rec:PpOcrRec",
         "ppocr-det": "ppocr_det:PpOcrDet",
+        "whisper-encoder": "whisper:WhisperEncoder",
+        "whisper-decoder": "whisper:WhisperDecoder",
     }
 )
 """Names of the real models, each with its module and class."""

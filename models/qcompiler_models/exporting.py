@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qcompiler_models.assets import build_once, cache_root
@@ -23,6 +24,7 @@ def export_once(
     axes: Mapping[int, str],
     output_names: Sequence[str],
     made_by: Sequence[str] = ("torch", "onnxscript"),
+    own_axes: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
 ) -> pathlib.Path:
     """The ONNX file of a module, exported by ``torch.onnx.export(dynamo=True)`` at first use.
 
@@ -31,9 +33,10 @@ def export_once(
     Args:
         name: Of the model; the file is called by it and by the versions of ``made_by``.
         load: Gives the module and its keyword inputs. Not called when the file exists.
-        axes: The dynamic axes, the same for every input.
+        axes: The dynamic axes of every input that ``own_axes`` does not name.
         output_names: Names of the outputs.
         made_by: Packages whose version can change what is exported.
+        own_axes: Dynamic axes by name of the input.
     """
     versions = [f"{package}-{importlib.metadata.version(package)}" for package in made_by]
     path = cache_root() / "onnx" / f"{name}_{'_'.join(versions)}.onnx"
@@ -47,7 +50,7 @@ def export_once(
             (),
             kwargs=dict(example),
             dynamo=True,
-            dynamic_shapes={key: dict(axes) for key in example},
+            dynamic_shapes={key: dict(own_axes.get(key, axes)) for key in example},
             input_names=list(example),
             output_names=list(output_names),
             verbose=False,

@@ -58,8 +58,11 @@ def _log_softmax(logits: _Floats) -> npt.NDArray[np.float64]:
     return np.asarray(shifted - logs, np.float64)
 
 
-def edit_distance(a: str, b: str) -> int:
-    """Least number of insertions, deletions and substitutions that make ``b`` of ``a``."""
+def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Least number of insertions, deletions and substitutions that make ``b`` of ``a``.
+
+    Of characters when they are strings, of words when they are lists of them.
+    """
     row = list(range(len(b) + 1))
     for i, char in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
