@@ -142,8 +142,12 @@ def prove(plan: Plan, target: Target, seen: Sequence[SeenNode]) -> Proof:
 def _near(
     name: str, by_name: dict[str, SeenNode], by_output: dict[str, SeenNode]
 ) -> list[SeenNode]:
-    prefixed = [node for other, node in by_name.items() if other.startswith((name + "/", name + "_"))]
-    given = [node for value, node in by_output.items() if value.startswith((name + ".", name + "/"))]
+    prefixed = [
+        node for other, node in by_name.items() if other.startswith((name + "/", name + "_"))
+    ]
+    given = [
+        node for value, node in by_output.items() if value.startswith((name + ".", name + "/"))
+    ]
     return prefixed + given
 
 
@@ -156,9 +160,7 @@ def _bare(op: str) -> str:
     return op.rpartition(":")[2] if op.startswith(_TRANSFORMED) else op
 
 
-def _stray(
-    plan: Plan, seen: Sequence[SeenNode], by_output: dict[str, SeenNode]
-) -> list[str]:
+def _stray(plan: Plan, seen: Sequence[SeenNode], by_output: dict[str, SeenNode]) -> list[str]:
     """Q followed by DQ on one value (a round trip no kernel used), in the optimized graph."""
     if plan.form == Form.ORT.value and not plan.values:
         return []

@@ -13,7 +13,7 @@ import pytest
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.recipe import Recipe
-from qcompiler.report.layers import merge_layers
+from qcompiler.verify.layer_report import merge_layers
 from qcompiler.verify.layers import LayerComparison, LayerRow, compare_layers
 from qcompiler_models import tiny
 from quantized_by_others import HEAD, quantize

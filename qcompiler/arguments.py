@@ -1,0 +1,119 @@
+"""What the arguments of :func:`qcompiler.qcompile` mean; what they cannot mean is refused here."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.pipeline.contract import Feed, Pass
+from qcompiler.pipeline.registry import default_pipeline, parse_pipeline
+from qcompiler.plan import Plan
+from qcompiler.recipe import Recipe
+from qcompiler.sensitivity.metric import Metric
+from qcompiler.targets.activations import form_for
+from qcompiler.targets.schema import Form, Scheme, Target
+
+__all__ = [
+    "check_metric",
+    "check_threads",
+    "resolve_feeds",
+    "resolve_form",
+    "resolve_passes",
+    "resolve_plan",
+]
+
+
+def resolve_form(form: str | Form | None, target: Target, recipe: Recipe) -> Form:
+    """The output form; QC411 for an unknown word, QC405 when the target has no such form."""
+    if form is None:
+        static = Scheme.STATIC in recipe.schemes
+        return form_for(target, recipe.activations) if static else target.form
+    try:
+        wanted = Form(form)
+    except ValueError as error:
+        raise QcError(
+            Code.USAGE,
+            "form",
+            f"{form!r} is not a form",
+            nearest(str(form), [f.value for f in Form]),
+        ) from error
+    if wanted is Form.ORT and target.runtime != "onnxruntime":
+        raise QcError(
+            Code.TARGET_CANNOT,
+            target.name,
+            f"form 'ort' needs ONNX Runtime, not {target.runtime}",
+            "use form 'qdq'",
+        )
+    return wanted
+
+
+def resolve_plan(plan: Plan | Mapping[str, Any] | str | os.PathLike[str] | None) -> Plan | None:
+    """The plan to follow, from a plan, its dict, its file or an artifact's folder; else QC408."""
+    if plan is None or isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Mapping):
+        return Plan.from_dict(plan)
+    if not isinstance(plan, str | os.PathLike):
+        raise QcError(
+            Code.BAD_PLAN,
+            "plan",
+            f"found a {type(plan).__name__}, wanted a Plan, a mapping or the path of a plan.json",
+            "artifact.plan and artifact.plan.to_dict() are such",
+        )
+    path = pathlib.Path(plan)
+    return Plan.load(path / "plan.json" if path.is_dir() else path)
+
+
+def resolve_passes(recipe: Recipe) -> tuple[Pass, ...]:
+    """The recipe's pipeline, else the default one."""
+    return parse_pipeline(recipe.pipeline) if recipe.pipeline else default_pipeline()
+
+
+def resolve_feeds(calibration: Any, model: ir.Model, recipe: Recipe) -> tuple[Any, list[Feed]]:
+    """The checked source of feeds, and the few that verification will use."""
+    if calibration is None:
+        return None, []
+    from qcompiler.calibration.feeds import open_feeds
+    from qcompiler.runtime.inputs import input_specs
+
+    feeds = open_feeds(calibration, input_specs(model), recipe.calibration.max_samples)
+    if feeds.reiterable:
+        return feeds, list(itertools.islice(feeds, recipe.verify.feeds))
+    return feeds, [feeds.first]
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse (QC411) what is no number of threads."""
+    if threads is None or (isinstance(threads, int) and threads >= 1):
+        return
+    raise QcError(
+        Code.USAGE,
+        "threads",
+        f"found {threads!r}, wanted a whole number from 1 on",
+        "leave it out to let the runtime choose",
+    )
+
+
+def check_metric(metric: Metric | None, recipe: Recipe) -> None:
+    """Refuse (QC411) a metric that cannot be called, or that nothing in the recipe bounds."""
+    if metric is None or (callable(metric) and recipe.max_drop is not None):
+        return
+    if callable(metric):
+        raise QcError(
+            Code.USAGE,
+            "metric",
+            "a metric is given and the recipe does not say how far it may drop",
+            "set max_drop in the recipe, as {'base': 'static-int8', 'max_drop': 0.01}",
+        )
+    raise QcError(
+        Code.USAGE,
+        "metric",
+        f"found a {type(metric).__name__}, wanted a callable",
+        "give a function that takes a callable (feed -> outputs by name) and returns a number",
+    )
