@@ -44,6 +44,8 @@ def test_the_silent_miscompiles_are_still_there(checked):
         "weight-only-activations",
         "dynamic-bias-in-qdq",
         "static-bias-in-qdq",
+        "float8-relu",
+        "float8-fused",
         "nbits-half-chain",
     ):
         assert traps[name].armed is not None, f"{name}: {traps[name].what}"
