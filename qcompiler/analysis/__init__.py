@@ -1,0 +1,1 @@
+"""Views of a graph that are thrown away after use: symbolic shapes, cuts, repeated blocks."""

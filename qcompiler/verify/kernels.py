@@ -142,12 +142,9 @@ def prove(plan: Plan, target: Target, seen: Sequence[SeenNode]) -> Proof:
 def _near(
     name: str, by_name: dict[str, SeenNode], by_output: dict[str, SeenNode]
 ) -> list[SeenNode]:
-    prefixed = [
-        node for other, node in by_name.items() if other.startswith((name + "/", name + "_"))
-    ]
-    given = [
-        node for value, node in by_output.items() if value.startswith((name + ".", name + "/"))
-    ]
+    names, values = (name + "/", name + "_"), (name + ".", name + "/")
+    prefixed = [node for other, node in by_name.items() if other.startswith(names)]
+    given = [node for value, node in by_output.items() if value.startswith(values)]
     return prefixed + given
 
 
