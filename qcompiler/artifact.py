@@ -249,7 +249,7 @@ def _lift(staging: pathlib.Path, final: pathlib.Path) -> None:
     moved = []
     try:
         for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
-            moved.append(path.replace(final / path.name))
+            moved.append(path.replace(final / path.name))  # noqa: PERF401 - read on failure
     except OSError:
         for path in moved:
             path.unlink(missing_ok=True)
