@@ -6,10 +6,20 @@ import os
 import pathlib
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("QC_CHECK", "1")  # every pass is held to its contract in every test
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The matrices of tests are small: threads of BLAS and torch would wait for one another, the more
+# so when several test processes share the machine. Read when numpy is first imported.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+# A busy machine is no failure; what CI draws today it draws tomorrow.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
