@@ -72,6 +72,8 @@ REMEDIES: Mapping[Code, str] = {
     # algorithms
     Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
+    Code.SMOOTHED: "Nothing. `smoothing.alpha = null` turns it off, a number fixes the exponent.",
+    Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
     Code.SENSITIVITY_UNKNOWN: "The message says what stood in the way; `rules` with scheme = "
     "'float' keep nodes of your choice in float.",
     # recipe and usage

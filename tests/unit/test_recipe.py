@@ -47,6 +47,14 @@ def test_an_unknown_key_is_answered_with_the_nearest(data: dict, hint: str) -> N
         {"weights": {"bits": 5}},
         {"schemes": ["fp3"]},
         {"seed": "x"},
+        {"smoothing": {"alpha": 1.2}},
+        {"smoothing": {"alpha": -0.1}},
+        {"smoothing": {"alpha": float("nan")}},
+        {"smoothing": {"alpha": True}},
+        {"smoothing": {"alpha": "best"}},
+        {"smoothing": {"grid": [0.5, 2.0]}},
+        {"smoothing": {"grid": []}},
+        {"smoothing": {"criterion": "model"}},
     ],
 )
 def test_a_bad_value_is_refused_naming_the_key(data: dict) -> None:

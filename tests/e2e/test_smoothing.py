@@ -1,0 +1,91 @@
+"""Smoothing on real models: what static int8 keeps of a transformer, with and without outliers."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code
+from qcompiler.frontends import open_model
+from qcompiler.runtime.session import open_session, run
+from qcompiler_models import load_model
+from qcompiler_models.outliers import inject_outliers
+from qcompiler_models.real import RealModel
+
+pytestmark = pytest.mark.slow
+
+TARGET = "cpu-vnni"
+FIXED = (0.3, 0.5, 0.7, 0.85)
+
+
+@functools.cache
+def minilm() -> RealModel:
+    return load_model("minilm")
+
+
+@functools.cache
+def with_outliers() -> Any:
+    model = open_model(minilm().onnx()).model.clone()
+    assert inject_outliers(model) == 12
+    return model
+
+
+@functools.cache
+def score(alpha: float | str | None, outliers: bool, criterion: str = "layer") -> dict[str, float]:
+    return minilm().score(compiled(alpha, outliers, criterion).run)
+
+
+@functools.cache
+def compiled(alpha: float | str | None, outliers: bool, criterion: str = "layer") -> Artifact:
+    recipe = {
+        "base": "static-int8",
+        "smoothing": {"alpha": alpha, "criterion": criterion},
+        "verify": {"enabled": False},
+    }
+    model = with_outliers().clone() if outliers else minilm().onnx()
+    return qcompile(model, TARGET, recipe, minilm().calibration(), check=False)
+
+
+def test_minilm_keeps_its_embeddings_by_the_default_recipe() -> None:
+    found = score("auto", outliers=False)
+    assert found["cosine_mean"] >= 0.997
+    assert found["recall_at_1"] >= found["reference_recall_at_1"] - 0.005
+
+
+def test_injected_outliers_leave_the_float_model_as_it_was() -> None:
+    feed = minilm().calibration(8)[0]
+    got, want = run(open_session(with_outliers()), feed), minilm().float_run(feed)
+    for name, x in want.items():
+        np.testing.assert_allclose(got[name], x, atol=1e-4)
+
+
+def test_outliers_hurt_without_smoothing_and_do_not_with_it() -> None:
+    assert score(None, outliers=True)["cosine_mean"] <= 0.98
+    assert score("auto", outliers=True)["cosine_mean"] >= 0.9965
+
+
+def test_the_search_beats_every_fixed_exponent() -> None:
+    best = max(score(alpha, outliers=True)["cosine_mean"] for alpha in FIXED)
+    assert score("auto", outliers=True)["cosine_mean"] > best
+
+
+def test_one_exponent_per_block_is_nearly_as_good() -> None:
+    assert score("auto", outliers=True, criterion="block")["cosine_mean"] >= 0.996
+
+
+def test_factors_fold_into_normalizations_where_nothing_wants_their_values_as_they_are() -> None:
+    said = compiled("auto", outliers=True).report.diagnostics
+    into = [str(d.values.get("into")) for d in said if d.code is Code.SMOOTHED]
+    assert sum(text.startswith("LayerNormalization") for text in into) == 12
+    assert sum(text.startswith("MatMul") for text in into) == 6  # attention's output, through V
+
+
+def test_the_search_takes_a_few_seconds_at_most() -> None:
+    passes = {
+        p["name"]: p["seconds"] for p in compiled("auto", outliers=True).report.timings["passes"]
+    }
+    assert passes["smooth-activations"] <= 10.0  # calibration included, on a busy machine

@@ -1,0 +1,60 @@
+"""Statistics of a divided activation, without seeing it again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompiler.calibration.layers import Layer
+from qcompiler.calibration.rescale import divided
+from qcompiler.calibration.summary import TensorSummary
+from qcompiler.recipe import CalibrationOptions
+from qcompiler.schemes import QSpec
+
+LAYER = Layer("m", "MatMul", np.eye(6, 4, dtype=np.float32))
+FACTORS = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+
+
+def rows() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(400, 6)).astype(np.float32)
+
+
+def summary(x: np.ndarray) -> TensorSummary:
+    found = TensorSummary.start("x", x, (LAYER,), 0.1)
+    found.update(x)
+    return found
+
+
+def test_what_is_kept_by_channel_is_what_the_divided_activation_gives() -> None:
+    x = rows()
+    seen, want = divided(summary(x), FACTORS), summary((x / FACTORS).astype(np.float32))
+    assert seen.channels is not None
+    assert want.channels is not None
+    np.testing.assert_allclose(seen.channels.mean, want.channels.mean, atol=1e-6)
+    np.testing.assert_allclose(seen.channels.hi, want.channels.hi)
+    assert (seen.extremes.lo, seen.extremes.hi) == (want.extremes.lo, want.extremes.hi)
+    assert seen.histogram.total == pytest.approx(want.histogram.total, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "method", ["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
+)
+def test_every_method_finds_nearly_the_range_of_the_divided_activation(method: str) -> None:
+    x, spec = rows(), QSpec.parse("u8tz")
+    options = CalibrationOptions(method=method)  # type: ignore[arg-type]
+    got = divided(summary(x), FACTORS).range(spec, options, (LAYER,))
+    want = summary((x / FACTORS).astype(np.float32)).range(spec, options, (LAYER,))
+    assert got.lo == pytest.approx(want.lo, rel=0.15)
+    assert got.hi == pytest.approx(want.hi, rel=0.15)
+
+
+def test_the_summary_that_is_divided_stays_as_it_was() -> None:
+    before = summary(rows())
+    extremes = before.extremes.hi
+    divided(before, FACTORS)
+    assert before.extremes.hi == extremes
+
+
+def test_other_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels"):
+        divided(summary(rows()), np.ones(5))
