@@ -22,6 +22,7 @@ from qcompiler_passes.decide.reasons import diagnose
 from qcompiler_passes.decide.rows import Refusal, Rows, is_float, telling
 from qcompiler_passes.decide.wishes import wishes_of
 from qcompiler_passes.planned import CARRIER, INTO, KERNEL, SPEC
+from qcompiler_passes.quantized.channel_scales import merge_channel_scales
 from qcompiler_passes.quantized.dequantized import float_constant
 from qcompiler_passes.quantized.fitting import Fit, Fitting
 from qcompiler_passes.quantized.signs import Signs
@@ -69,6 +70,8 @@ class Adoption:
         signs = Signs(self.graph)
         if rows.activation is not None:
             self._edited |= signs.unify_activations(rows.activation.dtype)
+        if any(row.op == "Conv" for row in self.state.target.kernels):
+            self._edited |= merge_channel_scales(self.graph)
         for node in list(self.graph):
             if self.state.form is Form.ORT and self._should_sink(node):
                 self._sink(node)

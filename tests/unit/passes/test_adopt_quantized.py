@@ -258,3 +258,67 @@ def test_every_node_has_a_verdict_and_a_reason_where_it_is_float() -> None:
     assert state.plan is not None
     assert set(state.plan.nodes) == {node.name for node in again.graph}
     assert all(item.reason for item in state.plan if item.verdict is Verdict.FLOAT)
+
+
+DEPTHWISE = """
+    xq = QuantizeLinear(x, xs, xz)
+    xd = DequantizeLinear(xq, xs, xz)
+    wd = DequantizeLinear<axis=0>(wq, ws, wz)
+    c = Conv(xd, wd, b)
+    r = Clip(c, low, high)
+    rq = QuantizeLinear<axis=1>(r, rs, rz)
+    rd = DequantizeLinear<axis=1>(rq, rs, rz)
+    dd = DequantizeLinear<axis=0>(dq, ds, dz)
+    e = Conv<group=4>(rd, dd)
+    yq = QuantizeLinear(e, ys, yz)
+    y = DequantizeLinear(yq, ys, yz)
+"""
+
+
+def depthwise(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "xs": np.array(0.02, np.float32),
+        "xz": np.array(120, np.uint8),
+        "wq": rng.integers(-127, 128, size=(4, 3, 2, 2)).astype(np.int8),
+        "ws": rng.uniform(0.005, 0.01, 4).astype(np.float32),
+        "wz": np.zeros(4, np.int8),
+        "b": rng.normal(size=4).astype(np.float32),
+        "low": np.array(0, np.float32),
+        "high": np.array(6, np.float32),
+        "rs": rng.uniform(0.005, 0.02, 4).astype(np.float32),
+        "rz": np.zeros(4, np.uint8),
+        "dq": rng.integers(-127, 128, size=(4, 1, 2, 2)).astype(np.int8),
+        "ds": rng.uniform(0.005, 0.01, 4).astype(np.float32),
+        "dz": np.zeros(4, np.int8),
+        "ys": np.array(0.03, np.float32),
+        "yz": np.array(128, np.uint8),
+    }
+
+
+@pytest.mark.parametrize("form", Form)
+def test_scales_per_channel_before_a_depthwise_convolution_move_into_weights(form: Form) -> None:
+    io = "(float[1,3,6,6] x) => (float[1,4,4,4] y)"
+    image = {"x": np.random.default_rng(3).normal(size=(1, 3, 6, 6)).astype(np.float32)}
+    weights = depthwise()
+    model = build(DEPTHWISE, weights, io=io)
+    again, state = relower(model, image, form)
+    assert state.plan is not None
+    assert state.plan.count()["quantized"] == 2
+    want, got = outputs(model, image)[0], outputs(again, image)[0]
+    assert np.abs(want - got).max() <= 0.03 * 1.001  # one step, where the float lay between two
+    assert (np.abs(want - got) > 1e-6).mean() < 0.05
+    assert state.weights is not None
+    for tensor, name in zip(state.weights.values(), ("wq", "dq"), strict=True):
+        assert np.array_equal(tensor.q, weights[name])
+
+
+def test_a_clamp_that_saturation_does_not_do_keeps_the_scales_per_channel() -> None:
+    io = "(float[1,3,6,6] x) => (float[1,4,4,4] y)"
+    image = {"x": np.random.default_rng(3).normal(size=(1, 3, 6, 6)).astype(np.float32)}
+    weights = {**depthwise(), "high": np.array(0.5, np.float32)}
+    model = build(DEPTHWISE, weights, io=io)
+    again, state = relower(model, image)
+    assert state.plan is not None
+    assert "quantized" not in state.plan.count()
+    assert np.allclose(outputs(model, image)[0], outputs(again, image, state.session)[0], atol=1e-5)
