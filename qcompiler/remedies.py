@@ -36,7 +36,8 @@ REMEDIES: Mapping[Code, str] = {
     "runtime may be free of it; `qcompile probe` tells.",
     Code.IN_SUBGRAPH: "If the branch or loop is constant, export the model without it.",
     Code.CUSTOM_OP: "Nothing: the operator runs in float. Nodes around it are quantized as usual.",
-    Code.ALREADY_QUANTIZED: "Give the float model to have it compiled.",
+    Code.ALREADY_QUANTIZED: "Nothing: what came quantized keeps its numbers. The recipe `float` "
+    "takes the quantization out, `quantized.strip` does where no kernel needs it.",
     Code.FLOAT_NEIGHBOURS: "Look at what keeps the neighbours in float; a `force` rule on the "
     "group overrides the cost.",
     Code.SHAPE_COMPUTATION: "Nothing.",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompiler.diagnostics import Code, Diagnostic
+from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.edit import remove_dead
 from qcompiler.ir.walk import all_nodes
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
@@ -25,8 +25,8 @@ class AdoptQuantized(Pass):
 
     Integers, scales and zero points stay. Where the target wants the other sign, integers and
     zero point move by 128 together, which rounds nothing. What no kernel computes keeps its Q and
-    DQ, and with them its numbers. The plan says of each node what became of it. A model whose plan
-    is made already, or without Q and DQ, is left alone.
+    DQ, and with them its numbers. The plan says of each node what became of it. A given plan keeps
+    nodes as they came by the verdict float.
 
     Given:  ``DequantizeLinear(int8) -> MatMul <- DequantizeLinear(uint8 weight)``
     Result: the same with uint8 and int8, the MatMul stamped ``matmul-static``
@@ -39,25 +39,52 @@ class AdoptQuantized(Pass):
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.RANGES, Fact.WEIGHTS})
 
     def run(self, model: ir.Model, state: State) -> PassResult:
-        """Stamp nodes of the main graph; fill plan, ranges and weights."""
-        if state.plan is not None:
-            return PassResult(modified=False)
+        """Stamp nodes of the main graph; fill plan, ranges and weights.
+
+        Raises:
+            QcError: QC408, a given plan was made for another target, form or model; QC404, a rule
+                matches nothing.
+        """
         assert state.shapes is not None, "the runner checks what a pass needs"
         fitting = Fitting(state.target, state.form, state.shapes)
-        adoption = Adoption(model, state, fitting)
+        kept = _kept(state.plan, state)
+        adoption = Adoption(model, state, fitting, kept)
         modified = adoption.run()
         if modified:
             remove_dead(model)
+        decisions = adoption.decisions()
+        for name in kept:
+            if name not in decisions:
+                hint = nearest(name, decisions)
+                raise QcError(Code.BAD_PLAN, name, "the model has no such node", hint)
         state.ranges = adoption.ranges
         state.weights = adoption.weights
         state.plan = Plan(
             state.target.name,
             state.recipe.name,
             state.form.value,
-            adoption.decisions(),
+            decisions,
             adoption.values,
         )
         return PassResult(modified=modified, diagnostics=[_told(model, state.plan)])
+
+
+def _kept(given: Plan | None, state: State) -> frozenset[str]:
+    """Nodes that a given plan keeps in float; what else it says is what came with the model."""
+    if given is None:
+        return frozenset()
+    for what, found, wanted in (
+        ("target", given.target, state.target.name),
+        ("form", given.form, state.form.value),
+    ):
+        if found != wanted:
+            raise QcError(
+                Code.BAD_PLAN,
+                "plan",
+                f"was made for {what} {found!r}, this compile has {wanted!r}",
+                f"give {what}={found!r} too, or leave the plan out",
+            )
+    return frozenset(item.node for item in given if item.verdict is Verdict.FLOAT)
 
 
 def _told(model: ir.Model, plan: Plan) -> Diagnostic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -47,8 +48,11 @@ class Adoption:
         weights: Integers by node and input index.
     """
 
-    def __init__(self, model: ir.Model, state: State, fitting: Fitting) -> None:
-        """Work on the main graph of ``model``."""
+    def __init__(
+        self, model: ir.Model, state: State, fitting: Fitting, kept: Collection[str] = ()
+    ) -> None:
+        """Work on the main graph of ``model``; nodes of the names ``kept`` stay as they came."""
+        self.kept = kept
         self.model = model
         self.graph = model.graph
         self.state = state
@@ -100,6 +104,9 @@ class Adoption:
         if rule is not None and rule.scheme == "float":
             reason = rule.reason or f"a rule keeps {rule.match!r} in float"
             self._refusals[str(node.name)] = Refusal(Code.KEPT_BY_RULE, reason)
+            return
+        if node.name in self.kept:
+            self._refusals[str(node.name)] = Refusal(Code.KEPT_BY_RULE, "the given plan keeps it")
             return
         self._unfold_bias(node)
         fit = self.fitting.best(node)
@@ -198,7 +205,7 @@ class Adoption:
 
     def _carry(self, node: ir.Node) -> None:
         """Stamp a node that moves stored data, where Q behind has the parameters of DQ before."""
-        row = self.carries.get(op_name(node))
+        row = self.carries.get(op_name(node)) if node.name not in self.kept else None
         dq = dequantize_of(node.inputs[0]) if row is not None and node.inputs else None
         stored = None if dq is None else Stored.of(dq)
         if row is None or dq is None or stored is None or not stored.per_tensor:

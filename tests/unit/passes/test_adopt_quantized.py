@@ -8,9 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompiler.diagnostics import Code
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
+from qcompiler.pipeline.contract import State
+from qcompiler.pipeline.quantized import quantized_pipeline
+from qcompiler.pipeline.run import run_pipeline
 from qcompiler.plan import Verdict
+from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
 from quantized_by_others import HEAD, Feed, outputs, relower
 
@@ -322,3 +326,20 @@ def test_a_clamp_that_saturation_does_not_do_keeps_the_scales_per_channel() -> N
     assert state.plan is not None
     assert "quantized" not in state.plan.count()
     assert np.allclose(outputs(model, image)[0], outputs(again, image, state.session)[0], atol=1e-5)
+
+
+def test_a_given_plan_keeps_nodes_as_they_came() -> None:
+    model = build(LINEAR, linear())
+    name = name_of(model, "MatMul")
+    _, state = relower(model, feed())
+    assert state.plan is not None
+    again = model.clone()
+    edited = state.plan.keep_float(name)
+    second = State(state.target, state.recipe, state.form, sample=feed(), plan=edited)
+    run_pipeline(quantized_pipeline(), again, second, check=True)
+    assert second.plan is not None
+    assert second.plan.nodes[name].reason is not None
+    assert second.plan.nodes[name].reason.code is Code.KEPT_BY_RULE
+    other = State(load_target("tensorrt"), state.recipe, Form.QDQ, sample=feed(), plan=edited)
+    with pytest.raises(QcError, match="was made for target"):
+        run_pipeline(quantized_pipeline(), model.clone(), other)
