@@ -148,6 +148,31 @@ class Code(enum.Enum):
         Severity.INFO,
         "An activation was not smoothed: nothing can absorb the factors, or it would not help.",
     )
+    EQUALIZED = (
+        "QC312",
+        Severity.INFO,
+        "The weights of two consecutive layers were balanced channel by channel.",
+    )
+    NOT_EQUALIZED = (
+        "QC313",
+        Severity.INFO,
+        "Two consecutive layers were not balanced: a cap between them binds, or nothing is to win.",
+    )
+    ROUNDING_LEARNED = (
+        "QC315",
+        Severity.INFO,
+        "The rounding of a layer's weight was learned.",
+    )
+    ROUNDING_KEPT = (
+        "QC316",
+        Severity.INFO,
+        "The rounding of a layer's weight was not learned, or learning did not help.",
+    )
+    FEW_FOR_LEARNING = (
+        "QC317",
+        Severity.WARNING,
+        "There is less calibration data than learning wants.",
+    )
     SENSITIVITY_UNKNOWN = (
         "QC320",
         Severity.WARNING,

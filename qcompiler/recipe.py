@@ -129,12 +129,15 @@ class WeightOptions(_Strict):
         symmetric: No zero point, in the weight-only schemes.
         granularity: ``tensor`` gives a weight one scale where activations are quantized as well,
             ``channel`` one per output channel; ``auto`` is the kernel's.
+        rounding: ``nearest``; ``moment`` of convolutions so that the errors of their outputs are
+            small, by the second moment of their inputs; ``adaround`` learns it (minutes).
     """
 
     bits: Literal[2, 4, 8] = 8
     group_size: int = pydantic.Field(128, ge=16)
     symmetric: bool = True
     granularity: Literal["auto", "channel", "tensor"] = "auto"
+    rounding: Literal["nearest", "moment", "adaround"] = "moment"
 
 
 class VerifyOptions(_Strict):
@@ -185,7 +188,9 @@ class Recipe(_Strict):
         embeddings: Store embedding tables in int8.
         calibration: How ranges are found.
         smoothing: Whether outliers of activations move into weights.
-        correct_biases: Take the mean error that rounding makes out of the biases.
+        equalize_layers: Balance the weights of consecutive layers channel by channel.
+        correct_biases: Take the mean error that rounding makes out of the biases; ``empirical``
+            measures it layer by layer on the quantized model instead of computing it from means.
         weights: How weight-only constants are rounded.
         verify: What is proven after the compile.
         quantized: What happens to a model that comes quantized.
@@ -206,7 +211,8 @@ class Recipe(_Strict):
     embeddings: bool = True
     calibration: CalibrationOptions = CalibrationOptions()
     smoothing: SmoothingOptions = SmoothingOptions()
-    correct_biases: bool = True
+    equalize_layers: bool = False
+    correct_biases: bool | Literal["empirical"] = True
     weights: WeightOptions = WeightOptions()
     verify: VerifyOptions = VerifyOptions()
     quantized: QuantizedOptions = QuantizedOptions()

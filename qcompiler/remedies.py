@@ -75,6 +75,11 @@ REMEDIES: Mapping[Code, str] = {
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
     Code.SMOOTHED: "Nothing. `smoothing.alpha = null` turns it off, a number fixes the exponent.",
     Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
+    Code.EQUALIZED: "Nothing. `equalize_layers = false` turns it off.",
+    Code.NOT_EQUALIZED: "Nothing, unless the message asks for data that can be read twice.",
+    Code.ROUNDING_LEARNED: 'Nothing. `weights.rounding = "moment"` compiles faster.',
+    Code.ROUNDING_KEPT: "Nothing: the layer is rounded by the second moment, or to nearest.",
+    Code.FEW_FOR_LEARNING: 'Give more samples, or use `weights.rounding = "moment"`.',
     Code.SENSITIVITY_UNKNOWN: "The message says what stood in the way; `rules` with scheme = "
     "'float' keep nodes of your choice in float.",
     # recipe and usage

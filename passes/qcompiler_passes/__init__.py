@@ -28,9 +28,12 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
+from qcompiler_passes.prepare.equalize_layers import EqualizeLayers
 from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
 from qcompiler_passes.quantized.import_quantized import ImportQuantized
+from qcompiler_passes.weights.learn_rounding import LearnRounding
+from qcompiler_passes.weights.measure_mean_errors import MeasureMeanErrors
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
 from qcompiler_passes.weights.refine_rounding import RefineRounding
 
@@ -54,6 +57,7 @@ PASSES: tuple[type[Pass], ...] = (
     MergeQkv,
     RemoveDead,
     # prepare
+    EqualizeLayers,
     SmoothActivations,
     # decide
     ObserveShapes,
@@ -63,6 +67,8 @@ PASSES: tuple[type[Pass], ...] = (
     # weights
     QuantizeWeights,
     RefineRounding,
+    LearnRounding,
+    MeasureMeanErrors,
     # apply
     CorrectBiases,
     AdoptQuantized,

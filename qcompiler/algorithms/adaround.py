@@ -8,10 +8,11 @@ regularizer with growing sharpness pushes every weight to one of the neighbours.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,12 +111,13 @@ def adaround(
     judges = max(1, round(len(x) * options.held_out))
     split = max(1, len(x) - judges)
     judge = slice(split if split < len(x) else 0, None)  # a single sample has to judge itself
-    _train(layer, w, rounding, x[:split], y[:split], options, channel_axis)
-    learned = rounding.to_qtensor(w)
-    before, after = (
-        _mse(layer, torch.from_numpy(tensor.dequantize()), x[judge], y[judge], options.batch)
-        for tensor in (start, learned)
-    )
+    with _one_thread():
+        _train(layer, w, rounding, x[:split], y[:split], options, channel_axis)
+        learned = rounding.to_qtensor(w)
+        before, after = (
+            _mse(layer, torch.from_numpy(tensor.dequantize()), x[judge], y[judge], options.batch)
+            for tensor in (start, learned)
+        )
     improved = after < before
     return AdaRoundResult(
         tensor=learned if improved else start,
@@ -125,6 +127,17 @@ def adaround(
         improved=improved,
         seconds=time.perf_counter() - began,
     )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps are so small that threads wait for one another, and on a busy machine for good."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
@@ -17,13 +18,18 @@ from qcompiler.lift import block_outputs, lift
 from qcompiler.lift.conv_pool import resolve_pads
 from qcompiler.numerics.affine import Array
 
-__all__ = ["crop_conv", "layer_function", "take_rows"]
+__all__ = ["crop_conv", "layer_function", "sample_layer", "take_rows"]
 
+_ROWS = 4096  # of a matrix product, in all
 TILE = 4  # output rows and columns of a crop: 32 crops are 512 positions
 
 
 def layer_function(
-    nodes: Sequence[ir.Node], x: ir.Value, weight: ir.Value
+    nodes: Sequence[ir.Node],
+    x: ir.Value,
+    weight: ir.Value,
+    *,
+    shift: npt.NDArray[np.float64] | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The layer as a function of its input and its weight.
 
@@ -32,6 +38,7 @@ def layer_function(
             Clip). The result of the last is the output.
         x: The activation operand.
         weight: The constant to be rounded.
+        shift: Added to the bias of a convolution that has one, ``[out]``.
 
     Returns:
         A function for :func:`~qcompiler.algorithms.adaround.adaround`. That of a convolution takes
@@ -43,6 +50,10 @@ def layer_function(
         kept = {name: value for name, value in call.kwargs.items() if name not in _PADDING}
         call.kwargs = kept
         lifted.module.recompile()
+        bias = nodes[0].inputs[2] if len(nodes[0].inputs) > 2 else None
+        if shift is not None and bias is not None:
+            moved = lifted.constant(bias) + torch.from_numpy(shift.astype(np.float32))
+            setattr(lifted.module, str(lifted.values[bias].target), moved)
     return lambda given, rounded: lifted(given, rounded)[0]
 
 
@@ -120,3 +131,40 @@ def take_rows(
     samples = max(1, min(count, len(flat_x)) // each)
     rows = np.sort(rng.permutation(len(flat_x))[: samples * each]).reshape(samples, each)
     return flat_x[rows], flat_y[rows]
+
+
+def sample_layer(
+    node: ir.Node,
+    shape: Sequence[int],
+    inputs: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    per_image: int,
+    rng: np.random.Generator,
+) -> tuple[Array, Array]:
+    """Crops or rows of a layer on several feeds.
+
+    Args:
+        node: The Conv or MatMul.
+        shape: Of its weight.
+        inputs: What it reads, for each feed.
+        targets: What it should give, for each feed.
+        per_image: Crops of each image.
+        rng: Chooses them.
+
+    Returns:
+        ``[samples, ...]`` of inputs and targets; feeds with crops of other sizes than the first
+        one's are left out.
+    """
+    xs: list[Array] = []
+    ys: list[Array] = []
+    for x, y in zip(inputs, targets, strict=True):
+        if node.op_type == "Conv":
+            found = crop_conv(
+                node, x.numpy(), y.numpy(), kernel=shape[2:], per_image=per_image, rng=rng
+            )
+        else:
+            found = take_rows(x.numpy(), y.numpy(), count=_ROWS // len(inputs), rng=rng)
+        if not xs or (xs[0].shape[1:], ys[0].shape[1:]) == (found[0].shape[1:], found[1].shape[1:]):
+            xs.append(found[0])
+            ys.append(found[1])
+    return np.concatenate(xs), np.concatenate(ys)

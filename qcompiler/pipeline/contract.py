@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -83,6 +83,9 @@ class State:
         session: Session options the emitted model wants (a lowering pass sets them).
         diagnostics: All that passes reported, in order.
         removed: User's node name -> pass that folded it away (kept by the runner).
+        bias_shifts: What to add to the output of a node by channel, ``[channels]``, where that was
+            measured on the quantized model.
+        progress: Takes a line on how far a long pass is; None when nobody listens.
         pinned: Planned nodes that must stay in float whatever rules and costs say, and why.
     """
 
@@ -99,6 +102,8 @@ class State:
     session: SessionSettings = dataclasses.field(default_factory=SessionSettings)
     diagnostics: list[Diagnostic] = dataclasses.field(default_factory=list)
     removed: dict[str, str] = dataclasses.field(default_factory=dict)
+    bias_shifts: Mapping[str, npt.NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+    progress: Callable[[str], None] | None = None
     pinned: Mapping[str, Diagnostic] = dataclasses.field(default_factory=dict)
 
     def has(self, fact: Fact) -> bool:

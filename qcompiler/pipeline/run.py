@@ -95,7 +95,7 @@ def run_pipeline(
             reads ``QC_DUMP``.
         compare: In check mode, compares the models before and after an exact pass and returns what
             differs, or None.
-        progress: Called with each pass's name before it runs.
+        progress: Called with each pass's name before it runs, and by long passes on their way.
 
     Returns:
         A timing per pass.
@@ -108,6 +108,7 @@ def run_pipeline(
     if dump is None and os.environ.get("QC_DUMP"):
         dump = pathlib.Path(os.environ["QC_DUMP"])
     check_order(passes, state)
+    state.progress = progress
     timings = []
     observed = check or dump is not None
     for index, item in enumerate(passes):

@@ -67,7 +67,9 @@ class CorrectBiases(Pass):
             if weight.spec.group_size is not None or node.op_type not in operators:
                 continue
             place = _bias_of(node, state.plan, weight)
-            shift = _shift(node, weight, state.statistics, state) if place is not None else None
+            shift = state.bias_shifts.get(node.name or "")
+            if shift is None and place is not None:
+                shift = _shift(node, weight, state.statistics, state)
             if place is None or shift is None or not np.isfinite(shift).all() or not shift.any():
                 continue
             _add(model.graph, *place, shift)

@@ -44,6 +44,8 @@ class RefineRounding(Pass):
         """Replace tensors of ``state.weights``; the model is untouched."""
         assert state.weights is not None
         assert state.statistics is not None
+        if state.recipe.weights.rounding == "nearest":
+            return PassResult(modified=False)
         refined = dict(state.weights)
         for node in model.graph:
             start = refined.get((node.name or "", 1))
