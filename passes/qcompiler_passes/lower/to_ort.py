@@ -85,8 +85,13 @@ class ToOrt(Pass):
 
 
 def _settings(model: ir.Model) -> SessionSettings:
+    # a weight that came quantized and that no kernel takes is folded to floats when it is loaded
     convolves = any(node.op_type in _CONVOLUTIONS for node in all_nodes(model))
-    return LAYOUT_SETTINGS if convolves else FINAL_SETTINGS
+    return LAYOUT_SETTINGS if convolves or any(map(_is_left, model.graph)) else FINAL_SETTINGS
+
+
+def _is_left(node: ir.Node) -> bool:
+    return node.op_type == "DequantizeLinear" and constant(node.inputs[0]) is not None
 
 
 _CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvTranspose"})
