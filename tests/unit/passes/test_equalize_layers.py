@@ -144,8 +144,7 @@ def test_a_cap_without_data_is_left_alone_with_a_reason() -> None:
     "nodes",
     [
         "c1 = Conv(x, w1, b1)  a1 = Sigmoid(c1)  y = Conv(a1, w3, b3)",
-        "c1 = Conv(x, w1, b1)  a1 = Relu(c1)  z = Conv(a1, w3, b3) "
-        " s = ReduceMax(a1)  y = Add(z, s)",
+        "c1 = Conv(x, w1, b1)  z = Conv(c1, w3, b3)  s = ReduceMax(c1)  y = Add(z, s)",
         "c1 = Conv(x, w1, b1)  y = Conv(c1, w3, b3)  u = Conv(x, w1)",
     ],
     ids=["no positive homogeneity", "another reader", "shared weight"],
