@@ -31,7 +31,11 @@ class Code(enum.Enum):
     """
 
     # --- QC1xx: kept in float --------------------------------------------------------------
-    NO_KERNEL = ("QC101", Severity.INFO, "The target has no low-precision kernel for this operator.")
+    NO_KERNEL = (
+        "QC101",
+        Severity.INFO,
+        "The target has no low-precision kernel for this operator.",
+    )
     NOT_CONSTANT = (
         "QC102",
         Severity.INFO,
@@ -193,7 +197,11 @@ class Code(enum.Enum):
     # --- QC5xx: lowering -------------------------------------------------------------------
     NO_LOWERING = ("QC501", Severity.ERROR, "A planned kernel could not be lowered to its form.")
     OPSET_KEPT = ("QC502", Severity.WARNING, "The model's opset could not be raised.")
-    OPSET_RAISED = ("QC503", Severity.INFO, "The model's opset was raised for the target's operators.")
+    OPSET_RAISED = (
+        "QC503",
+        Severity.INFO,
+        "The model's opset was raised for the target's operators.",
+    )
     # --- QC6xx: verification ---------------------------------------------------------------
     KERNEL_NOT_SEEN = (
         "QC601",
@@ -205,8 +213,16 @@ class Code(enum.Enum):
         Severity.WARNING,
         "A QuantizeLinear or DequantizeLinear runs around a float operator.",
     )
-    WRONG_RESULT = ("QC603", Severity.ERROR, "The artifact's outputs are not those of the float model.")
-    LOW_FIDELITY = ("QC604", Severity.WARNING, "The artifact's outputs are far from the float model's.")
+    WRONG_RESULT = (
+        "QC603",
+        Severity.ERROR,
+        "The artifact's outputs are not those of the float model.",
+    )
+    LOW_FIDELITY = (
+        "QC604",
+        Severity.WARNING,
+        "The artifact's outputs are far from the float model's.",
+    )
     NOT_VERIFIED = ("QC605", Severity.WARNING, "The artifact could not be verified on this host.")
     DOES_NOT_LOAD = ("QC606", Severity.ERROR, "The runtime refuses the artifact.")
     FLOAT_MODEL_FAILS = ("QC607", Severity.ERROR, "The runtime cannot run the float model.")
@@ -221,7 +237,11 @@ class Code(enum.Enum):
     # --- QC7xx: files and models at the door -----------------------------------------------
     NO_FILE = ("QC701", Severity.ERROR, "There is no such file or folder.")
     NOT_ONNX = ("QC702", Severity.ERROR, "The file is not a readable ONNX model.")
-    EXTERNAL_DATA = ("QC703", Severity.ERROR, "External data is missing, short, or outside the folder.")
+    EXTERNAL_DATA = (
+        "QC703",
+        Severity.ERROR,
+        "External data is missing, short, or outside the folder.",
+    )
     UNKNOWN_OPSET = ("QC704", Severity.ERROR, "The model's opset is not supported.")
     NO_EXPORT = ("QC705", Severity.ERROR, "The torch model does not export to ONNX.")
     NOT_WRITABLE = ("QC706", Severity.ERROR, "The output folder cannot be written.")
@@ -323,9 +343,7 @@ class Diagnostic:
 class QcError(Exception):
     """What a user can cause and mend. Holds one :class:`Diagnostic`."""
 
-    def __init__(
-        self, code: Code, where: str, message: str, hint: str = "", **values: Any
-    ) -> None:
+    def __init__(self, code: Code, where: str, message: str, hint: str = "", **values: Any) -> None:
         self.diagnostic = Diagnostic(code, where, message, hint, values)
         super().__init__(str(self.diagnostic))
 

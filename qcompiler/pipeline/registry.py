@@ -57,7 +57,9 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
         found = _STEP.match(text, position)
         if found is None:
             raise QcError(
-                Code.UNKNOWN_PASS, "pipeline", f"cannot read {text[position:position + 30]!r}",
+                Code.UNKNOWN_PASS,
+                "pipeline",
+                f"cannot read {text[position : position + 30]!r}",
                 "write name,name{option=value}",
             )
         passes.append(_build(found["name"], found["options"] or ""))
