@@ -38,8 +38,12 @@ _UTTERANCES = Asset(
     members=(
         "usr/share/pocketsphinx/test/data/cards/*",
         "usr/share/pocketsphinx/test/data/librivox/*",
+        "usr/share/pocketsphinx/test/data/goforward.raw",
+        "usr/share/pocketsphinx/test/data/numbers.raw",
+        "usr/share/pocketsphinx/test/data/something.raw",
+        "usr/share/pocketsphinx/test/data/tidigits/dhd.2934z.raw",
     ),
-    digest="c8895968124b7ffec89266e18189843b7f93856693b0d1a307a82fee9da70209",
+    digest="7a4e3c809f9e8273d9f076598d3773ce6a2db1356979fcb8d3c7e4d49d19a11f",
 )
 _PROMPTS = Asset(
     kind="deb",
@@ -56,6 +60,12 @@ _PROMPT_TEXTS = Asset(
     members=("usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz",),
     digest="e9dee775636464794fb89af9560aff790541423496eefc951cd41e967a58a012",
 )
+_RECORDINGS: Final = {
+    "goforward": "go forward ten meters",
+    "numbers": "thirty three four six nine two",
+    "something": "go somewhere and do something",
+    "tidigits/dhd.2934z": "two nine three four zero",
+}
 _RATE: Final = 16_000
 _SECONDS: Final = 30
 _FFT: Final = 400
@@ -98,9 +108,26 @@ def scored_clips() -> tuple[Clip, ...]:
     return (*_utterances(), *_prompts()[::2])
 
 
-def calibration_clips() -> tuple[Clip, ...]:
-    """The prompts that ``scored_clips`` does not give. No two clips say the same."""
-    return _prompts()[1::2]
+def calibration_clips(n: int) -> tuple[Clip, ...]:
+    """``n`` clips of which ``scored_clips`` gives none; all there are, if fewer.
+
+    A quarter are recordings of other speakers in other rooms: ranges found on one voice do not
+    hold for the next one. The rest are prompts, evenly spread.
+    """
+    prompts, recordings = _prompts()[1::2], _recordings()[: n // 4]
+    count = min(n - len(recordings), len(prompts))
+    chosen = np.linspace(0, len(prompts) - 1, count, dtype=int)
+    return (*recordings, *(prompts[i] for i in chosen))
+
+
+@functools.cache
+def _recordings() -> tuple[Clip, ...]:
+    """Four commands and numbers, 16 kHz samples without a header."""
+    data = fetch(_UTTERANCES) / "usr/share/pocketsphinx/test/data"
+    return tuple(
+        Clip(name, _floats((data / f"{name}.raw").read_bytes()), text)
+        for name, text in _RECORDINGS.items()
+    )
 
 
 @functools.cache
@@ -151,9 +178,12 @@ def _read(path: pathlib.Path) -> _Floats:
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2), "16-bit mono, as digested"
         rate = file.getframerate()
-        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32)
-    samples /= 32768
+        samples = _floats(file.readframes(file.getnframes()))
     return samples if rate == _RATE else upsample(samples, _RATE // rate)
+
+
+def _floats(content: bytes) -> _Floats:
+    return np.frombuffer(content, "<i2").astype(np.float32) / np.float32(32768)
 
 
 def upsample(samples: _Floats, factor: int) -> _Floats:

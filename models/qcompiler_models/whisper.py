@@ -91,7 +91,7 @@ class WhisperEncoder(_Whisper):
         """The encoder in float32, and two spectrograms."""
         import torch
 
-        features = np.stack([speech.log_mel(clip.samples) for clip in _spread(2)])
+        features = np.stack([speech.log_mel(clip.samples) for clip in speech.calibration_clips(2)])
         return _model().model.encoder, {"input_features": torch.from_numpy(features)}
 
     def onnx(self) -> pathlib.Path:
@@ -105,8 +105,8 @@ class WhisperEncoder(_Whisper):
         )
 
     def calibration(self, n: int = 16) -> list[Feed]:
-        """One clip a feed, telephone prompts that are not scored."""
-        return [_features([clip]) for clip in _spread(n)]
+        """One clip a feed: recordings and telephone prompts that are not scored."""
+        return [_features([clip]) for clip in speech.calibration_clips(n)]
 
     def bench_feeds(self) -> dict[str, Feed]:
         """``1x80x3000`` and ``4x80x3000``: 30 seconds, and four times that."""
@@ -132,7 +132,7 @@ class WhisperDecoder(_Whisper):
         """The decoder with its output projection, and two texts with their encoder states."""
         import torch
 
-        feed = self._feed(_spread(2))
+        feed = self._feed(speech.calibration_clips(2))
         from qcompiler_models.whisper_torch import Decoder
 
         return Decoder(_model()).eval(), {
@@ -151,8 +151,8 @@ class WhisperDecoder(_Whisper):
         )
 
     def calibration(self, n: int = 16) -> list[Feed]:
-        """True texts of telephone prompts that are not scored, with float encoder states."""
-        return [self._feed([clip]) for clip in _spread(n)]
+        """True texts of clips that are not scored, one a feed, with float encoder states."""
+        return [self._feed([clip]) for clip in speech.calibration_clips(n)]
 
     def bench_feeds(self) -> dict[str, Feed]:
         """``1x16`` and ``4x16`` tokens."""
@@ -301,13 +301,6 @@ def _true_tokens(clips: Sequence[Clip]) -> tuple[npt.NDArray[np.int64], npt.NDAr
         tokens[row, : len(_PROMPT) + len(ids)] = [*_PROMPT, *ids]
         counted[row, len(_PROMPT) : len(_PROMPT) + len(ids) + 1] = True
     return tokens, counted
-
-
-def _spread(n: int) -> tuple[Clip, ...]:
-    """``n`` clips for calibration, evenly spread; all of them where there are fewer."""
-    clips = speech.calibration_clips()
-    chosen = np.linspace(0, len(clips) - 1, min(n, len(clips)), dtype=int)
-    return tuple(clips[i] for i in chosen)
 
 
 def _float_states(clips: Sequence[Clip]) -> Array:
