@@ -16,7 +16,7 @@ from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State, Te
 from qcompiler.plan import Plan, Verdict
 from qcompiler_passes.planned import bias_operand, fused_behind
 
-__all__ = ["CorrectBiases"]
+__all__ = ["CorrectBiases", "mean_shift"]
 
 Wide = npt.NDArray[np.float64]
 
@@ -69,7 +69,7 @@ class CorrectBiases(Pass):
             place = _bias_of(node, state.plan, weight)
             shift = state.bias_shifts.get(node.name or "")
             if shift is None and place is not None:
-                shift = _shift(node, weight, state.statistics, state)
+                shift = mean_shift(node, weight, state.statistics, state)
             if place is None or shift is None or not np.isfinite(shift).all() or not shift.any():
                 continue
             _add(model.graph, *place, shift)
@@ -90,7 +90,15 @@ def _bias_of(node: ir.Node, plan: Plan, weight: QTensor) -> tuple[ir.Node, int] 
     return None
 
 
-def _shift(node: ir.Node, weight: QTensor, statistics: Statistics, state: State) -> Wide | None:
+def mean_shift(node: ir.Node, weight: QTensor, statistics: Statistics, state: State) -> Wide | None:
+    """``E[x] W - E[clip(x)] Q(W)``, ``[outputs]``; None when the means are not known.
+
+    Args:
+        node: A Conv or MatMul with a constant weight.
+        weight: That weight, rounded.
+        statistics: Of what the node reads.
+        state: With plan and ranges.
+    """
     value, array = node.inputs[0], constant(node.inputs[1])
     if value is None or array is None:
         return None

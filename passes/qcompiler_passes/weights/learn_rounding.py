@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.edit import constant
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
+from qcompiler_passes.apply.correct_biases import mean_shift
 from qcompiler_passes.planned import fused_behind
 from qcompiler_passes.weights.walking import walk_of
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from qcompiler.algorithms.side_by_side import Layer
 
 __all__ = ["LearnRounding"]
+
+Wide = npt.NDArray[np.float64]
 
 _FEW = 16
 _SHAPES = ("Relu", "Clip", "LeakyRelu")  # what may follow a layer and tells which errors matter
@@ -33,9 +37,8 @@ class LearnRounding(Pass):
     The float model and its quantized twin run side by side on some of the data. In the order of
     the graph each layer learns, from what it gets in the *quantized* model, to give what it gives
     in the float model behind its activation function (:mod:`qcompiler.algorithms.adaround`). Layers
-    behind it see its result, and the mean error that remains is taken out as its bias will be, so
-    that errors are not handed down. A layer that is no better on samples held out keeps the
-    integers that it had. Scales, types and structure stay.
+    behind it see its result, with its bias as ``correct-biases`` will make it. A layer that is no
+    better on samples held out keeps the integers that it had. Scales, types and structure stay.
 
     Runs where the recipe says ``weights.rounding = "adaround"``.
 
@@ -65,8 +68,7 @@ class LearnRounding(Pass):
         learner = _Learner(self, state, len(_layers(model.graph, state)))
         walk.run(learner.visit)
         state.weights = {**state.weights, **walk.weights}
-        if state.recipe.correct_biases:
-            state.bias_shifts = learner.shifts
+        state.bias_shifts = learner.shifts
         if count < _FEW:
             learner.said.append(
                 Diagnostic(
@@ -98,26 +100,35 @@ class _Learner:
         self.count = count
         self.done = 0
         self.began = time.perf_counter()
-        self.shifts: dict[str, np.ndarray] = {}
+        self.shifts: dict[str, Wide] = {}
         self.said: list[Diagnostic] = []
         self.rng = np.random.default_rng(state.recipe.seed)
 
     def visit(self, layer: Layer) -> None:
-        """Learn one layer's rounding, then measure the mean error that is left."""
+        """Learn one layer's rounding, then find the shift of its bias."""
         self._tell(layer.node)
-        correct = bool(self.state.recipe.correct_biases) and layer.node.op_type == "Conv"
         why = _refusal(layer.node, layer.weight)
         if why:
             self._say(Code.ROUNDING_KEPT, layer.node, why)
         else:
-            shift = layer.mean_error() if correct else None
-            self._learn(layer, shift)
-        if correct:
-            layer.shift = layer.mean_error()
+            self._learn(layer, self._shift(layer))
+        layer.shift = self._shift(layer)
+        if layer.shift is not None and self.state.recipe.correct_biases == "empirical":
             self.shifts[layer.node.name or ""] = layer.shift
         self.done += 1
 
-    def _learn(self, layer: Layer, shift: np.ndarray | None) -> None:
+    def _shift(self, layer: Layer) -> Wide | None:
+        """What ``correct-biases`` will add to the bias, with the weight as it is now."""
+        wanted, statistics = self.state.recipe.correct_biases, self.state.statistics
+        if not wanted or layer.node.op_type != "Conv":
+            return None
+        if wanted == "empirical":
+            return layer.mean_error()
+        if statistics is None:
+            return None
+        return mean_shift(layer.node, layer.weight, statistics, self.state)
+
+    def _learn(self, layer: Layer, shift: Wide | None) -> None:
         from qcompiler.algorithms.adaround import AdaRoundOptions, adaround
         from qcompiler.algorithms.layer_samples import layer_function, sample_layer
 
