@@ -18,7 +18,7 @@ from suite.peers import Peers
 
 __all__ = ["CONTESTANTS", "OURS", "PEERS", "Contestant", "Maker"]
 
-_TRANSFORMERS = frozenset({"minilm"})
+_TRANSFORMERS = frozenset({"minilm", "whisper-encoder", "whisper-decoder"})
 _ROOT = pathlib.Path(__file__).parents[2]
 _RECIPES_WITHOUT_DATA = frozenset({"dynamic-int8", "weight-int8", "weight-int4", "float"})
 
