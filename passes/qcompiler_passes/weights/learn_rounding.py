@@ -52,7 +52,7 @@ class LearnRounding(Pass):
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.WEIGHTS})
     exact: ClassVar[bool] = False
 
-    iterations: int = 300
+    iterations: int = 200
     crops: int = 8
 
     def run(self, model: ir.Model, state: State) -> PassResult:
