@@ -49,10 +49,10 @@ REMEDIES: Mapping[Code, str] = {
     Code.SCALE_PER_TENSOR: "Form `ort` of an ONNX Runtime target has scales per token; give "
     "`calibration=` for static ones.",
     Code.FORCED: "Remove `force` from the recipe or rule to get the faster form.",
-    Code.REFERENCE_ONLY: "Use the artifact to see what the precision costs; compile for a target "
-    "that has the kernels (`tensorrt`, `cuda`) to deploy it.",
     Code.SENSITIVE: "Raise `max_drop`, or lower `keep_float`, to keep it quantized; "
     "`qcompile explain OUT --sensitivity` shows the ranking.",
+    Code.REFERENCE_ONLY: "Use the artifact to see what the precision costs; compile for a target "
+    "that has the kernels (`tensorrt`, `cuda`) to deploy it.",
     # calibration
     Code.EMPTY_CALIBRATION: "Check the path, the filter or the generator: one sample is the least, "
     "some dozens are good.",
