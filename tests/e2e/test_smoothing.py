@@ -82,10 +82,3 @@ def test_factors_fold_into_normalizations_where_nothing_wants_their_values_as_th
     into = [str(d.values.get("into")) for d in said if d.code is Code.SMOOTHED]
     assert sum(text.startswith("LayerNormalization") for text in into) == 12
     assert sum(text.startswith("MatMul") for text in into) == 6  # attention's output, through V
-
-
-def test_the_search_takes_a_few_seconds_at_most() -> None:
-    passes = {
-        p["name"]: p["seconds"] for p in compiled("auto", outliers=True).report.timings["passes"]
-    }
-    assert passes["smooth-activations"] <= 10.0  # calibration included, on a busy machine

@@ -7,7 +7,6 @@ import html.parser
 import json
 import pathlib
 import re
-import time
 
 import pytest
 
@@ -176,12 +175,8 @@ def test_infinite_errors_do_not_break_the_page(report: Report, plan: Plan) -> No
     assert finite({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
 
 
-def test_the_page_of_a_small_model_is_small_and_quick(report: Report, plan: Plan) -> None:
-    report_page(report, plan)  # reads the assets
-    started = time.perf_counter()
-    text = report_page(report, plan)
-    assert time.perf_counter() - started < 0.3
-    assert len(text) < 300_000
+def test_the_page_of_a_small_model_is_small(report: Report, plan: Plan) -> None:
+    assert len(report_page(report, plan)) < 300_000
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_beside(
