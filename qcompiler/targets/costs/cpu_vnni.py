@@ -160,7 +160,6 @@ COSTS: Mapping[str, Cost] = {
     "global-average-pool-static": Cost(fixed_us=2, per_element_ns=0.016),
     "concat-static": Cost(fixed_us=1.5, per_element_ns=0.017),
     "quantize": Cost(fixed_us=1, per_element_ns=0.034),
-    "layout": Cost(per_element_ns=0.3),  # ReorderOutput and Transpose, EfficientNet-Lite0
     "dequantize": Cost(fixed_us=0.6, per_element_ns=0.1),
     "quantize-dynamic": Cost(fixed_us=1.5, per_element_ns=0.058),
     "quantize-token": Cost(fixed_us=5.5, per_element_ns=0.21),
