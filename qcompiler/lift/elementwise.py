@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.lift.operands import Number, Table, number, torch_dtype
 
 __all__ = ["OPERATORS"]
@@ -173,7 +174,13 @@ def dropout(
 ) -> Tensor | tuple[Tensor, ...]:
     """Nothing, as in inference; the mask keeps all."""
     if number(training_mode, 0):
-        raise NotImplementedError("Dropout in training mode")
+        raise QcError(
+            Code.NOT_LIFTABLE,
+            "Dropout",
+            "it is in training mode, which draws at random",
+            "export the model in inference mode (module.eval())",
+            op="Dropout",
+        )
     return x if outputs == 1 else (x, torch.ones_like(x, dtype=torch.bool))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from qcompiler.schemes import QSpec
 from qcompiler.targets.cost import Work, cost_us
-from qcompiler.targets.schema import Cost, Target
+from qcompiler.targets.schema import Cost, Target, Trap
 
 __all__ = ["describe"]
 
@@ -69,13 +69,17 @@ def describe(target: Target) -> str:
         parts += _table(
             ("trap", "kernels", "armed when", "what happens", "what the compiler does", "source"),
             [
-                (f"`{t.id}`", ", ".join(t.kernels), t.condition, t.effect, t.remedy, t.source)
+                (f"`{t.id}`", ", ".join(t.kernels), t.condition, t.effect, t.remedy, _seen(t))
                 for t in target.traps
             ],
         )
     if target.costs:
         parts += ["", "## Costs", "", *_speedups(target), "", *_costs(target.costs.items())]
     return "\n".join(parts)
+
+
+def _seen(trap: Trap) -> str:
+    return f"{trap.source}; mended in {trap.mended}" if trap.mended else trap.source
 
 
 def _facts(target: Target) -> list[str]:

@@ -31,6 +31,7 @@ TRAPS = (
         remedy="weights of linear layers are quantized per column only",
         source=SEEN,
         blocks=True,
+        mended="1.32.0",
     ),
     Trap(
         id="weight-axis-1-conv",
@@ -200,6 +201,7 @@ TRAPS = (
         "does not take them: the model does not load",
         remedy="session.disable_quant_qdq=1 in the session options of the artifact",
         source=SEEN,
+        mended="1.32.0",
     ),
     Trap(
         id="last-axis-quantize",

@@ -123,6 +123,7 @@ class Trap:
         source: Where it was seen, with the runtime's version.
         blocks: The remedy is not to use the kernel where the trap is armed; else lowering or the
             session options avoid the trap.
+        mended: First release of the runtime without it; the remedy does no harm there.
     """
 
     id: str
@@ -132,6 +133,7 @@ class Trap:
     remedy: str
     source: str
     blocks: bool = False
+    mended: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

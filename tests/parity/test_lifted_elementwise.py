@@ -19,6 +19,8 @@ from lifted_case import (  # noqa: E402 - needs torch
     agree,
     with_fixed,
 )
+from qcompiler.diagnostics import QcError  # noqa: E402
+from qcompiler.lift import elementwise  # noqa: E402
 
 UNARY = [
     "Neg",
@@ -205,3 +207,8 @@ def test_is_infinite(data: st.DataObject) -> None:
 
 def test_dropout_is_nothing_in_inference() -> None:
     with_fixed("Dropout", [np.arange(3, dtype=np.float32)], outputs=2)
+
+
+def test_dropout_in_training_is_refused() -> None:
+    with pytest.raises(QcError, match="QC302"):
+        elementwise.dropout(torch.ones(3), 0.5, True)
