@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -28,10 +28,21 @@ __all__ = [
 SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
 ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
+Algorithm = Literal["rtn"]
+Format = Literal["int"]
 
 
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+def _is_group_size(size: int | None) -> int | None:
+    if size is None or size == -1 or size >= 1:
+        return size
+    raise ValueError("wanted at least 1, or -1 for one scale per column")
+
+
+GroupSize = Annotated[int, pydantic.AfterValidator(_is_group_size)]
 
 
 class Rule(_Strict):
@@ -45,8 +56,10 @@ class Rule(_Strict):
         kernel: Id of a kernel row of the target to use.
         force: Do it even where the cost model says that it does not pay.
         bits: Weight bits of the weight-only scheme.
-        group_size: Block size of the weight-only scheme.
-        symmetric: Whether weight-only blocks are symmetric.
+        group_size: Elements per scale of the weight-only scheme; -1 is a whole column.
+        symmetric: Whether weight-only groups are symmetric.
+        algorithm: How weights of the weight-only scheme are rounded.
+        format: What weights of the weight-only scheme are stored as.
         reason: Shown in the report.
     """
 
@@ -55,9 +68,11 @@ class Rule(_Strict):
     scheme: SchemeName = "auto"
     kernel: str | None = None
     force: bool = False
-    bits: Literal[2, 4, 8] | None = None
-    group_size: int | None = pydantic.Field(None, ge=16)
+    bits: int | None = pydantic.Field(None, ge=1, le=8)
+    group_size: GroupSize | None = None
     symmetric: bool | None = None
+    algorithm: Algorithm | None = None
+    format: Format | None = None
     reason: str = ""
 
 
@@ -124,18 +139,23 @@ class WeightOptions(_Strict):
     """How weights are rounded.
 
     Attributes:
-        bits: 2, 4 or 8, in the weight-only schemes.
-        group_size: Elements per scale, in the weight-only schemes.
-        symmetric: No zero point, in the weight-only schemes.
+        bits: 1 to 8, in the weight-only scheme.
+        group_size: Elements per scale along the in-features, in the weight-only scheme; -1 is a
+            whole column.
+        symmetric: No zero point, in the weight-only scheme.
+        algorithm: How the weight-only scheme rounds: ``rtn`` to nearest.
+        format: What the weight-only scheme stores: ``int``.
         granularity: ``tensor`` gives a weight one scale where activations are quantized as well,
             ``channel`` one per output channel; ``auto`` is the kernel's.
         rounding: ``nearest``; ``moment`` of convolutions so that the errors of their outputs are
             small, by the second moment of their inputs; ``adaround`` learns it (minutes).
     """
 
-    bits: Literal[2, 4, 8] = 8
-    group_size: int = pydantic.Field(128, ge=16)
+    bits: int = pydantic.Field(8, ge=1, le=8)
+    group_size: GroupSize = 128
     symmetric: bool = True
+    algorithm: Algorithm = "rtn"
+    format: Format = "int"
     granularity: Literal["auto", "channel", "tensor"] = "auto"
     rounding: Literal["nearest", "moment", "adaround"] = "moment"
 

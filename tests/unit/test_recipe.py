@@ -44,7 +44,11 @@ def test_an_unknown_key_is_answered_with_the_nearest(data: dict, hint: str) -> N
     [
         {"calibration": {"method": "magic"}},
         {"calibration": {"percentile": 101}},
-        {"weights": {"bits": 5}},
+        {"weights": {"bits": 9}},
+        {"weights": {"group_size": 0}},
+        {"weights": {"group_size": -2}},
+        {"weights": {"algorithm": "magic"}},
+        {"weights": {"format": "fp3"}},
         {"schemes": ["fp3"]},
         {"seed": "x"},
         {"smoothing": {"alpha": 1.2}},

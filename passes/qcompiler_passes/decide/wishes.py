@@ -29,7 +29,7 @@ class Wish:
         schemes: Schemes to choose from, best first; empty keeps the node in float.
         force: Do it whatever it costs.
         bits: Weight bits of the weight-only scheme.
-        group_size: Block size of the weight-only scheme.
+        group_size: Elements per scale of the weight-only scheme; -1 is a whole column.
         symmetric: Whether weight-only blocks are symmetric.
         kernel: The only kernel row to use, or "".
         rule: The rule that decided, or None where the recipe itself does.
