@@ -7,6 +7,7 @@ path) is; a generator is read once, its first feed kept and replayed.
 from __future__ import annotations
 
 import collections.abc
+import hashlib
 import itertools
 import os
 import pathlib
@@ -38,7 +39,11 @@ class FeedSource:
     Attributes:
         reiterable: Whether it can be iterated more than once.
         count_hint: How many feeds a pass gives, or None when the source cannot tell.
+        digest: SHA-256 of names, types, shapes and numbers of all feeds, known once a pass has
+            come to its end.
     """
+
+    digest: str | None = None
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class FeedSource:
                 QC208 a second pass over a source that can be read once.
         """
         if self.reiterable:
-            return self._pass(self._begin(), 0)
+            return self._pass(self._begin())
         if self._consumed:
             raise QcError(
                 Code.CALIBRATION_SOURCE,
@@ -104,10 +109,9 @@ class FeedSource:
             )
         self._consumed = True
         if self._first is None:
-            return self._pass(self._begin(), 0)
+            return self._pass(self._begin())
         assert self._running is not None, "the first feed came from a running pass"
-        rest = self._pass(self._running, 1)
-        return itertools.chain([self._first], rest)
+        return self._pass(self._running, self._first)
 
     def _begin(self) -> Iterator[Any]:
         try:
@@ -121,14 +125,27 @@ class FeedSource:
         except Exception as error:
             raise _source_failed(error, 0) from error
 
-    def _pass(self, items: Iterator[Any], index: int) -> Iterator[Feed]:
-        for item in items:
-            if self._limit is not None and index >= self._limit:
-                return
-            yield self._checked(item, index)
-            index += 1
-        if index == 0:
+    def _pass(self, items: Iterator[Any], first: Feed | None = None) -> Iterator[Feed]:
+        """Checked feeds, ``first`` being one that was taken from ``items`` before."""
+        digest = None if self.digest else hashlib.sha256()
+        found = False
+        for feed in self._all_checked(items, first):
+            found = True
+            if digest is not None:
+                _add_feed(digest, feed)
+            yield feed
+        if not found:
             raise self._empty()
+        if digest is not None:
+            self.digest = digest.hexdigest()
+
+    def _all_checked(self, items: Iterator[Any], first: Feed | None) -> Iterator[Feed]:
+        if first is not None:
+            yield first
+        taken = int(first is not None)
+        more = None if self._limit is None else self._limit - taken
+        for index, item in enumerate(itertools.islice(items, more), taken):
+            yield self._checked(item, index)
 
     def _checked(self, item: Any, index: int) -> Feed:
         from qcompiler.runtime.inputs import check_feed
@@ -288,6 +305,13 @@ def _array(value: Any, name: str) -> npt.NDArray[Any]:
             "give one rectangular array",
         )
     return array
+
+
+def _add_feed(digest: hashlib._Hash, feed: Feed) -> None:
+    for name, array in sorted(feed.items()):
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        numbers = array if array.dtype != object else np.asarray(array, np.str_)
+        digest.update(np.ascontiguousarray(numbers).data)
 
 
 def _check_finite(feed: Feed, index: int) -> None:

@@ -85,6 +85,7 @@ def make_manifest(reference: ir.Model, state: State, passes: Sequence[Pass]) -> 
         "recipe": state.recipe.model_dump(mode="json"),
         "pipeline": pipeline_text(passes),
         "seed": state.recipe.seed,
+        "calibration": state.feeds.digest if state.feeds is not None else None,
         "versions": _versions(),
     }
 

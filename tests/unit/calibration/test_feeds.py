@@ -200,3 +200,18 @@ def test_wrong_names_in_a_file_are_told(tmp_path: pathlib.Path) -> None:
     with pytest.raises(QcError) as error:
         list(open_feeds(tmp_path / "data.npz", [X]))
     assert error.value.code is Code.FEED_NAME
+
+
+@pytest.mark.parametrize("reiterable", [True, False])
+def test_the_digest_tells_data_apart(reiterable: bool) -> None:
+    def digest(arrays: list[np.ndarray], limit: int | None = None) -> str | None:
+        data = [{"x": a} for a in arrays]
+        feeds = open_feeds(data if reiterable else iter(data), [X], limit)
+        assert feeds.digest is None
+        assert feeds.first is not None
+        list(feeds)
+        return feeds.digest
+
+    a, b = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
+    assert digest([a, b]) == digest([a, b]) == digest([a, b, a], limit=2)
+    assert len({digest([a]), digest([b]), digest([a, b]), digest([b, a])}) == 4
