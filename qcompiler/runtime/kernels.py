@@ -13,7 +13,7 @@ from qcompiler.ir.walk import op_name
 from qcompiler.runtime.session import open_session
 from qcompiler.runtime.settings import SessionSettings
 
-__all__ = ["SeenNode", "optimized_graph"]
+__all__ = ["SeenNode", "optimized_graph", "read_optimized"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,13 +48,17 @@ def optimized_graph(
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         path = pathlib.Path(folder) / "optimized.onnx"
         open_session(model, settings=settings, threads=1, optimized_path=path)
-        graph = ir.load(path).graph
-        return tuple(
-            SeenNode(
-                node.name or "",
-                op_name(node),
-                tuple("" if value is None else value.name or "" for value in node.inputs),
-                tuple(value.name or "" for value in node.outputs),
-            )
-            for node in graph
+        return read_optimized(path)
+
+
+def read_optimized(path: pathlib.Path) -> tuple[SeenNode, ...]:
+    """The nodes of the graph that a session wrote to its ``optimized_path``, in order."""
+    return tuple(
+        SeenNode(
+            node.name or "",
+            op_name(node),
+            tuple("" if value is None else value.name or "" for value in node.inputs),
+            tuple(value.name or "" for value in node.outputs),
         )
+        for node in ir.load(path).graph
+    )

@@ -15,7 +15,7 @@ from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.walk import custom_operators
 from qcompiler.pipeline.contract import Feed, State
-from qcompiler.plan import Verdict
+from qcompiler.plan import Plan, Verdict
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import Proof, prove
@@ -82,6 +82,7 @@ def check_artifact(
         return Checked(diagnostics=(_not_verified(f"runtime {state.target.runtime} is not here"),))
     if not samples:
         return Checked(diagnostics=(_not_verified("there is no feed to run it on"),))
+    from qcompiler.runtime.kernels import read_optimized
     from qcompiler.runtime.profile import Profiler
     from qcompiler.runtime.session import open_session
 
@@ -96,6 +97,8 @@ def check_artifact(
             said = f"the runtime does not know {', '.join(custom[:5])}: {error.diagnostic.message}"
             return Checked(diagnostics=(_not_verified(said),))
     host_fits = _host_fits(state)
+    plan = state.plan
+    provable = host_fits and plan is not None and _is_quantized(plan)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         float_session = open_session(
             given,
@@ -103,12 +106,17 @@ def check_artifact(
             profile=pathlib.Path(folder, "float") if host_fits else None,
             code=Code.FLOAT_MODEL_FAILS,
         )
+        optimized = pathlib.Path(folder, "optimized.onnx") if provable else None
         session = open_session(
             candidate,
             settings=state.session,
             threads=threads,
+            optimized_path=optimized,
             profile=pathlib.Path(folder, "artifact") if host_fits else None,
         )
+        proof = None
+        if plan is not None and optimized is not None:
+            proof = prove(plan, state.target, read_optimized(optimized))
         before, after = Profiler(float_session), Profiler(session)
         fidelity = compare_outputs(
             lambda feed: before.run(feed, code=Code.FLOAT_MODEL_FAILS),
@@ -118,20 +126,17 @@ def check_artifact(
         )
         profile = _profile(before, after, state) if host_fits else {}
     diagnostics = judge(fidelity, state.recipe.verify)
-    proof = None
-    quantized = state.plan is not None and any(
-        item.verdict is Verdict.QUANTIZED for item in state.plan
-    )
     if not host_fits:
         diagnostics.append(
             _not_verified(
                 f"target {state.target.name} is not this host: kernels and speed unproven"
             )
         )
-    elif quantized:
-        proof = _prove(candidate, state)
+    if proof is not None:
         diagnostics.extend(proof.diagnostics())
-    latency = _latency(float_session, session, samples[0], _LATENCY_SECONDS) if host_fits else {}
+    latency: Mapping[str, Any] = {}
+    if host_fits:
+        latency = _latency(float_session, session, samples[0], _LATENCY_SECONDS, until_clear=True)
     checked = Checked(fidelity, proof, latency, profile, tuple(diagnostics))
     if checked.slower_than(state.recipe.verify.max_slowdown):
         # a verdict that throws work away wants more than half a second of a noisy machine
@@ -176,11 +181,8 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
     return None
 
 
-def _prove(candidate: ir.Model, state: State) -> Proof:
-    from qcompiler.runtime.kernels import optimized_graph
-
-    assert state.plan is not None
-    return prove(state.plan, state.target, optimized_graph(candidate, state.session))
+def _is_quantized(plan: Plan) -> bool:
+    return any(item.verdict is Verdict.QUANTIZED for item in plan)
 
 
 def _profile(before: Profiler, after: Profiler, state: State) -> dict[str, Any]:
@@ -199,10 +201,12 @@ def _profile(before: Profiler, after: Profiler, state: State) -> dict[str, Any]:
     }
 
 
-def _latency(float_session: Any, session: Any, feed: Feed, seconds: float) -> dict[str, Any]:
+def _latency(
+    float_session: Any, session: Any, feed: Feed, seconds: float, *, until_clear: bool = False
+) -> dict[str, Any]:
     from qcompiler.runtime.timing import compare_latency
 
-    measured = compare_latency(float_session, session, feed, seconds)
+    measured = compare_latency(float_session, session, feed, seconds, until_clear=until_clear)
     shapes = ", ".join(f"{name}[{'x'.join(map(str, a.shape))}]" for name, a in feed.items())
     return {
         "float_ms": measured.a_ms,

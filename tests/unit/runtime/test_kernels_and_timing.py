@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from qcompiler.diagnostics import Code, QcError
@@ -44,17 +45,17 @@ def test_a_model_the_runtime_refuses_is_told() -> None:
     assert error.value.code is Code.DOES_NOT_LOAD
 
 
-def test_the_slower_session_shows_in_the_ratio() -> None:
-    slow = open_session(
-        model(
-            " ".join(f"v{i} = Erf({'x' if i == 0 else f'v{i - 1}'})" for i in range(40))
-            + " y = Erf(v39)"
-        ),
-        threads=1,
+def many_erfs_and_one() -> tuple[ort.InferenceSession, ort.InferenceSession]:
+    chain = " ".join(f"v{i} = Erf({'x' if i == 0 else f'v{i - 1}'})" for i in range(40))
+    return (
+        open_session(model(chain + " y = Erf(v39)"), threads=1),
+        open_session(model("y = Erf(x)"), threads=1),
     )
-    fast = open_session(model("y = Erf(x)"), threads=1)
+
+
+def test_the_slower_session_shows_in_the_ratio() -> None:
     feed = {"x": np.ones((64, 64), np.float32)}
-    found = compare_latency(slow, fast, feed, 0.05)
+    found = compare_latency(*many_erfs_and_one(), feed, 0.05)
     assert found.ratio > 3
     assert found.a_ms > found.b_ms > 0
     assert 3 <= found.runs <= 200
@@ -64,6 +65,19 @@ def test_at_least_three_rounds_are_run() -> None:
     session = open_session(model("y = Erf(x)"), threads=1)
     found = compare_latency(session, session, {"x": np.ones((1, 64), np.float32)}, 0.0)
     assert found.runs == 3
+
+
+def test_what_is_clear_is_not_measured_to_the_end() -> None:
+    feed = {"x": np.ones((2048, 64), np.float32)}
+    found = compare_latency(*many_erfs_and_one(), feed, 3600.0, until_clear=True)
+    assert found.ratio > 3
+    assert found.runs >= 2
+
+
+def test_what_is_not_clear_is_measured_to_the_end() -> None:
+    session = open_session(model("y = Erf(x)"), threads=1)
+    feed = {"x": np.ones((64, 64), np.float32)}
+    assert compare_latency(session, session, feed, 3600.0, until_clear=True).runs == 200
 
 
 def test_a_feed_that_does_not_fit_is_told() -> None:
