@@ -95,6 +95,10 @@ class Lifted:
         self._attach(value, quantizer.to(weight.device), readers)
         return quantizer
 
+    def put_behind(self, value: ir.Value, module: nn.Module) -> None:
+        """Let a module of the caller's stand between a constant and all its readers."""
+        self._attach(value, module, None)
+
     def quantize_activation(
         self,
         value: ir.Value,
