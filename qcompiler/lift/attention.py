@@ -110,7 +110,61 @@ def rotary_embedding(
     return y.transpose(1, 2) if x.ndim == 4 else y.reshape(x.shape)
 
 
+def group_query_attention(
+    query: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    past_key: Tensor | None = None,
+    past_value: Tensor | None = None,
+    seqlens_k: Tensor | None = None,
+    total_sequence_length: Tensor | None = None,
+    cos_cache: Tensor | None = None,
+    sin_cache: Tensor | None = None,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float = 0.0,
+    do_rotary: int = 0,
+    rotary_interleaved: int = 0,
+    local_window_size: int = -1,
+    softcap: float = 0.0,
+    kv_cache_bit_width: Literal[0] = 0,
+    smooth_softmax: Literal[0] = 0,
+    outputs: Literal[1, 2, 3] = 1,
+) -> Tensor | tuple[Tensor, ...]:
+    """Causal attention of packed heads ``[b, s, h d]`` behind a cache ``[b, h, p, d]``.
+
+    All sequences of a batch have the same past: ``seqlens_k``, which tells where right padding
+    begins, changes only rows that are padding themselves.
+    """
+    if key is None or value is None:
+        width = query.shape[-1] // (num_heads + 2 * kv_num_heads)
+        sizes = [num_heads * width, kv_num_heads * width, kv_num_heads * width]
+        query, key, value = query.split(sizes, -1)
+    past = 0 if past_key is None else past_key.shape[2]
+    q, k, v = _heads(query, num_heads), _heads(key, kv_num_heads), _heads(value, kv_num_heads)
+    rows = torch.arange(past, past + q.shape[2], device=q.device)
+    if do_rotary:
+        assert cos_cache is not None
+        assert sin_cache is not None
+        turn = {"interleaved": rotary_interleaved, "rotary_embedding_dim": 2 * cos_cache.shape[-1]}
+        positions = rows.expand(q.shape[0], -1)
+        q = rotary_embedding(q, cos_cache, sin_cache, positions, **turn)
+        k = rotary_embedding(k, cos_cache, sin_cache, positions, **turn)
+    columns = torch.arange(past + q.shape[2], device=q.device)
+    seen = columns <= rows[:, None]
+    if local_window_size > 0:
+        seen = seen & (columns > rows[:, None] - local_window_size)
+    y, *present = attention(
+        q, k, v, seen, past_key, past_value,
+        scale=scale or None, softcap=softcap, outputs=3,
+    )  # fmt: skip
+    y = y.transpose(1, 2).flatten(2)
+    return y if outputs == 1 else (y, *present)[:outputs]
+
+
 OPERATORS: Table = {
+    ("com.microsoft", "GroupQueryAttention", 1): group_query_attention,
     ("", "Attention", 23): attention,
     ("", "RotaryEmbedding", 23): rotary_embedding,
 }

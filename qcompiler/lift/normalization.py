@@ -80,6 +80,21 @@ def skip_layer_norm(
     return functional.layer_norm(both, both.shape[-1:], gamma, beta, epsilon)
 
 
+def skip_rms_norm(
+    x: Tensor,
+    skip: Tensor,
+    gamma: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 1e-5,
+    outputs: Literal[1, 4] = 1,
+) -> Tensor | tuple[Tensor, ...]:
+    """RMS normalization of a sum; output 3 is the sum. Outputs 1 and 2 are for training."""
+    both = x + skip if bias is None else x + skip + bias
+    y = rms_norm(both, gamma, epsilon=epsilon)
+    return y if outputs == 1 else (y, both.new_empty(0), both.new_empty(0), both)
+
+
 def group_norm(
     x: Tensor,
     scale: Tensor,
@@ -172,4 +187,5 @@ OPERATORS: Table = {
     ("", "LogSoftmax", 13): log_softmax,
     ("", "Hardmax", 13): hardmax,
     ("com.microsoft", "SkipLayerNormalization", 1): skip_layer_norm,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization", 1): skip_rms_norm,
 }
