@@ -62,8 +62,8 @@ def fresh_name(graph: ir.Graph, hint: str) -> str:
 def collect_names(model: ir.Model) -> None:
     """Let all graphs of the model share one set of the names in use, read anew.
 
-    The pass runner calls it before each pass, so that code that does not go through this module
-    (``onnx_ir`` passes, the version converter) may have edited in between.
+    The pass runner calls it after each pass that edits, since code that does not go through this
+    module (``onnx_ir`` passes, the version converter) may have been at work.
     """
     names = _names_in(model.graph)
     for graph in all_graphs(model):

@@ -92,7 +92,8 @@ def _tensor(tensor: ir.TensorProtocol | None, digest: bool) -> str:
     if not digest:
         return f"<{'x'.join(map(str, tensor.shape))}>"
     array = tensor.numpy()
-    mark = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    mark = hashlib.sha256(data.data).hexdigest()[:8]
     if array.dtype.kind in "fiu":
         return f"<{array.min():.6g}..{array.max():.6g} #{mark}>"
     return f"<#{mark}>"

@@ -111,13 +111,13 @@ def run_pipeline(
     state.progress = progress
     timings = []
     observed = check or dump is not None
+    users = user_nodes(model)
+    collect_names(model)
     for index, item in enumerate(passes):
         if progress is not None:
             progress(item.name)
         before_text = model_text(model) if observed else ""
         before_model = model.clone() if check and item.exact and compare else None
-        before_users = user_nodes(model)
-        collect_names(model)
         started = time.perf_counter()
         try:
             result = item.run(model, state)
@@ -128,8 +128,11 @@ def run_pipeline(
             raise
         seconds = time.perf_counter() - started
         state.diagnostics.extend(result.diagnostics)
-        for name in before_users - user_nodes(model):
-            state.removed[name] = item.name
+        if result.modified:
+            before_users, users = users, user_nodes(model)
+            for name in before_users - users:
+                state.removed[name] = item.name
+            collect_names(model)
         timings.append(
             PassTiming(
                 pipeline_text([item]),

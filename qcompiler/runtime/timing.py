@@ -52,9 +52,9 @@ def compare_latency(
 ) -> LatencyComparison:
     """Time two sessions on one feed, in turn, so that a busy machine disturbs both alike.
 
-    The order alternates from round to round, and of two runs in a row the second counts. The ratio
-    is the median of the rounds' ratios and not the ratio of the medians: load that lasts longer
-    than a round cancels.
+    The order alternates from round to round. The first run of a session after the other's does not
+    count. The ratio is the median of the rounds' ratios and not the ratio of the medians: load
+    that lasts longer than a round cancels.
 
     Args:
         a: First session (the float model).
@@ -69,6 +69,8 @@ def compare_latency(
     """
     times_a: list[float] = []
     times_b: list[float] = []
+    order = [(b, times_b), (a, times_a)]
+    warm = None  # the session that ran last; in the first run after it its threads still spin
     started = time.perf_counter()
     while len(times_a) < _LEAST_RUNS or time.perf_counter() < started + seconds:
         measured = time.perf_counter() - started
@@ -76,12 +78,12 @@ def compare_latency(
             break
         if len(times_a) == _MOST_RUNS:
             break
-        if len(times_a) % 2 == 0:
-            times_a.append(_time(a, feed))
-            times_b.append(_time(b, feed))
-        else:
-            times_b.append(_time(b, feed))
-            times_a.append(_time(a, feed))
+        for session, times in order:
+            if session is not warm:
+                run(session, feed)
+            warm = session
+            times.append(_time(session, feed))
+        order.reverse()
     ratios = _ratios(times_a, times_b)
     return LatencyComparison(
         statistics.median(times_a) * 1e3,
@@ -103,8 +105,6 @@ def _is_clear(times_a: list[float], times_b: list[float]) -> bool:
 
 
 def _time(session: ort.InferenceSession, feed: Feed) -> float:
-    """Seconds of the second of two runs: in the first the other session's threads still spin."""
-    run(session, feed)
     started = time.perf_counter()
     run(session, feed)
     return time.perf_counter() - started

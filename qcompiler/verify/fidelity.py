@@ -17,6 +17,7 @@ from qcompiler.recipe import VerifyOptions
 __all__ = ["OutputFidelity", "compare_outputs", "judge"]
 
 _NO_PADDING = Padding("")
+_CHUNK = 1 << 13  # elements widened at once: they and what is made of them stay in cache
 
 Run = Callable[[Feed], Mapping[str, npt.NDArray[np.generic]]]
 
@@ -58,9 +59,16 @@ class _Sums:
         self.feeds = 0
 
     def add(self, x: npt.NDArray[np.generic], y: npt.NDArray[np.generic]) -> None:
-        a, b = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
+        a, b = np.ravel(x), np.ravel(y)
+        for start in range(0, len(a), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._add(a[part].astype(np.float64), b[part].astype(np.float64))
+        self.feeds += 1
+
+    def _add(self, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> None:
         known = np.isfinite(a)
-        a, b = a[known], b[known]
+        if not known.all():
+            a, b = a[known], b[known]
         if not np.isfinite(b).all():
             self.finite = False
             b = np.nan_to_num(b, posinf=0.0, neginf=0.0)
@@ -70,7 +78,6 @@ class _Sums:
         self.xy += float(a @ b)
         self.ee += float(error @ error)
         self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
-        self.feeds += 1
 
     def result(self, output: str) -> OutputFidelity:
         norm = np.sqrt(self.xx * self.yy)
