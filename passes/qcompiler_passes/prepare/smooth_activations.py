@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = ["SmoothActivations"]
 _ALPHA = 0.5  # what everybody uses where nothing is searched
 _QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _FINER = 0.05  # around the best of the grid
+_WORSE = 1.25  # a loss so much above the least is more than chance of the sample
 _FREE = 0.97  # a loss below this share of the loss without smoothing is worth a fold
 _PAID = 0.75  # and below this one a Mul
 _PRICE = 0.25  # share of what quantizing the layers saves that a Mul may cost
@@ -155,13 +156,33 @@ def _try(trial: SmoothingTrial | None, options: SmoothingOptions) -> Tried:
         return []
     if options.alpha != "auto":
         return [trial.without(), trial.exponent(float(options.alpha or 0.0))]
-    tried = [trial.without(), *(trial.exponent(alpha) for alpha in options.grid)]
-    tried += [trial.level(quantile) for quantile in _QUANTILES]
+    worse = np.inf if options.criterion == "block" else _WORSE  # blocks compare all with all
+    tried = [trial.without()]
+    tried += _until_worse(trial.exponent, sorted(options.grid, reverse=True), worse)
+    tried += _until_worse(trial.level, _QUANTILES, worse)
     best = min(tried, key=_loss).alpha
     if best is not None and options.criterion == "layer":
         finer = (round(best - _FINER, 6), round(best + _FINER, 6))
         tried += [trial.exponent(alpha) for alpha in finer if 0.0 <= alpha <= 1.0]
     return tried
+
+
+def _until_worse(
+    make: Callable[[float], Candidate], arguments: Sequence[float], worse: float
+) -> Tried:
+    """Candidates from the most even activation to the most even weights, as far as it pays.
+
+    On this way the error of the activation grows and that of the weights falls: once the loss is
+    ``worse`` times the least so far, what follows is worse still.
+    """
+    found: Tried = []
+    least = np.inf
+    for argument in arguments:
+        found.append(make(argument))
+        if found[-1].loss > worse * least:
+            break
+        least = min(least, found[-1].loss)
+    return found
 
 
 def _by_block(
