@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["all_graphs", "all_nodes", "body_graphs", "custom_operators", "op_name", "outer_uses"]
+__all__ = [
+    "all_graphs",
+    "all_nodes",
+    "body_graphs",
+    "captured",
+    "custom_operators",
+    "op_name",
+    "outer_uses",
+]
 
 _STANDARD = ("", "ai.onnx")
 _KNOWN = frozenset({*_STANDARD, "ai.onnx.ml", "com.microsoft"})  # what onnxruntime has built in
@@ -49,15 +57,20 @@ def custom_operators(model: ir.Model) -> list[str]:
 
 def outer_uses(graph: ir.Graph) -> set[ir.Value]:
     """Values of ``graph`` that are read by a nested body of one of its nodes."""
+    return {value for node in graph for value in captured(node) if _graph_of(value) is graph}
+
+
+def captured(node: ir.Node) -> set[ir.Value]:
+    """Values that the bodies of a node read, their own among them."""
     used: set[ir.Value] = set()
-    stack = [body for node in graph for body in body_graphs(node)]
+    stack = list(body_graphs(node))
     while stack:
         body = stack.pop()
         for node in body:
             used.update(value for value in node.inputs if value is not None)
             stack.extend(body_graphs(node))
         used.update(body.outputs)
-    return {value for value in used if _graph_of(value) is graph}
+    return used
 
 
 def _graph_of(value: ir.Value) -> object:

@@ -1,0 +1,280 @@
+"""GPTQ: round a matrix row by row and let the rows to come make up for the error.
+
+Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers" (arXiv 2210.17323). For a layer ``y = x W`` the squared error of the outputs is
+``tr(dW^T H dW)`` with ``H = X^T X``. A row (an input channel) is rounded, and what it got wrong is
+taken out of the rows not yet rounded by the least squares solution, which the Cholesky factor of
+``H^-1`` holds.
+
+Updates are lazy in halves: a range of rows is its first half, one product that brings the second
+half up to date, and the second half. All but a few operations are then large products, and the
+parameters of a group are found when every row before it has had its say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest, round_with_scale
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.numerics.affine import Array
+from qcompiler.numerics.qtensor import QTensor
+from qcompiler.schemes import QSpec
+
+__all__ = ["GptqOptions", "GptqResult", "gptq", "root_of_inverse"]
+
+Indices = npt.NDArray[np.intp]
+
+_MOST_DAMP = 100.0  # times the mean of the diagonal: nothing but a diagonal is left
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GptqOptions:
+    """How the error is passed on.
+
+    Attributes:
+        damp: Added to the diagonal of the Hessian, as a share of its mean (``percdamp``). Doubled
+            while the factorization fails.
+        block_size: Rows that are brought up to date one by one; longer ranges are brought up to
+            date by products. A matter of speed alone.
+        act_order: The order of rows. ``none`` takes them as they stand. ``group`` (GAR) takes the
+            group with the largest diagonal of the Hessian first and within it the largest row
+            first, so that groups stay contiguous. ``full`` takes the largest row first whatever
+            its group; the parameters of groups must then be found before (``static_groups``).
+        static_groups: Find the parameters of all groups on the float weight, before any row moves.
+        search: Search clipped ranges of each group for the least squared error.
+    """
+
+    damp: float = 0.01
+    block_size: int = 8
+    act_order: Literal["none", "group", "full"] = "group"
+    static_groups: bool = False
+    search: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GptqResult:
+    """A rounded matrix, and how it went.
+
+    Attributes:
+        tensor: Integers and parameters as the sweep left them.
+        damp: The damping that was needed; larger than the option's when factorization failed.
+        dead: Input channels that were zero on all data. Their rows are rounded to nearest.
+        loss: Squared error of the outputs with the damped Hessian, in its units.
+    """
+
+    tensor: QTensor
+    damp: float
+    dead: int
+    loss: float
+
+
+def gptq(
+    weight: Array,
+    hessian: Array,
+    spec: QSpec,
+    options: GptqOptions = GptqOptions(),
+    *,
+    where: str = "",
+) -> GptqResult:
+    """Round a matrix under ``spec`` with little error of its products.
+
+    Args:
+        weight: ``[K, N]``; inputs times it are the outputs.
+        hessian: ``[K, K]``, ``X^T X`` of the inputs in any scale; left as it is.
+        spec: BLOCK along axis 0 (the last group may be ragged), CHANNEL along axis 1, or TENSOR.
+        options: See :class:`GptqOptions`.
+        where: The user's name for the layer, for errors.
+
+    Returns:
+        The matrix, with what it took.
+
+    Raises:
+        QcError: QC205, the Hessian holds NaN or infinity; QC301, the weight does; QC411, the order
+            would scatter groups.
+    """
+    if not np.isfinite(hessian).all():
+        raise QcError(
+            Code.NOT_FINITE,
+            where,
+            "the second moment of the layer's input is not finite",
+            "leave out the samples on which the model overflows",
+        )
+    few = (spec.bits or spec.dtype.bitwidth) <= 4
+    ratios = CLIP_RATIOS if options.search and few else (1.0,)
+    w = np.asarray(weight, np.float32)
+    size = spec.group_size or max(1, len(w))
+    diagonal = np.diagonal(hessian)
+    order = _order(len(w), size, diagonal, options)
+    rows = np.concatenate([np.zeros(0, np.intp), *order])
+    root, damp = root_of_inverse(hessian[np.ix_(rows, rows)], options.damp)
+    start = round_to_nearest(w, spec, where=where, clip_ratios=ratios)
+    dynamic = len(w) > size and not options.static_groups
+    sweep = _Sweep(w[rows], root, rows // size, start, ratios, options.block_size)
+    sweep.run(0, len(rows), order if dynamic else [rows])
+    live = diagonal[rows] > 0
+    loss = float(np.square(sweep.errors[live], dtype=np.float64).sum())
+    tensor = sweep.result(np.argsort(rows))
+    return GptqResult(tensor, damp, len(w) - int(live.sum()), loss)
+
+
+def root_of_inverse(hessian: Array, damp: float) -> tuple[Array, float]:
+    """Upper ``U`` with ``U^T U = (H + damp * mean(diag H) I)^-1``, float32, and the damping.
+
+    ``H = R R^T`` with ``R`` upper is a Cholesky factorization read backwards, and ``U = R^-1``:
+    one factorization and one triangular inverse, where inverting first takes three steps. A
+    channel with zeros alone gets a diagonal of 1 and meets no other. The damping is doubled until
+    the factorization succeeds.
+    """
+    h = np.array(hessian[::-1, ::-1], np.float32)
+    diagonal = np.diagonal(h).copy()
+    dead = diagonal <= 0
+    mean = np.float32(1.0 if dead.all() else diagonal[~dead].mean(dtype=np.float64))
+    h /= mean
+    h[dead] = 0.0
+    h[:, dead] = 0.0
+    plain = np.where(dead, np.float32(1.0), diagonal / mean)
+    while True:
+        np.fill_diagonal(h, plain + np.float32(damp))
+        try:
+            lower = np.linalg.cholesky(h)
+            break
+        except np.linalg.LinAlgError:
+            if damp > _MOST_DAMP:
+                raise
+            damp = max(2.0 * damp, 1e-4)
+    root = _inverse_of_lower(lower)[::-1, ::-1]
+    return np.ascontiguousarray(root) / np.sqrt(mean), damp
+
+
+def _inverse_of_lower(lower: Array) -> Array:
+    """By halves, so that the work is in products."""
+    size = len(lower)
+    if size <= 64:
+        return np.tril(np.linalg.inv(lower)) if size else lower
+    half = size // 2
+    result = np.zeros_like(lower)
+    result[:half, :half] = _inverse_of_lower(lower[:half, :half])
+    result[half:, half:] = _inverse_of_lower(lower[half:, half:])
+    result[half:, :half] = -result[half:, half:] @ (lower[half:, :half] @ result[:half, :half])
+    return result
+
+
+def _order(count: int, size: int, diagonal: Array, options: GptqOptions) -> list[Indices]:
+    """All rows in the order of the sweep, group by group unless it is ``full``."""
+    groups = [np.arange(a, min(a + size, count)) for a in range(0, count, size)]
+    if options.act_order == "none":
+        return groups
+    if options.act_order == "group":
+        inner = [group[np.argsort(-diagonal[group], kind="stable")] for group in groups]
+        return sorted(inner, key=lambda group: -float(diagonal[group[0]]))
+    if len(groups) > 1 and not options.static_groups:
+        raise QcError(
+            Code.USAGE,
+            "gptq.act_order",
+            "'full' takes rows of many groups in turn, wanted groups that are known before",
+            "set static_groups, or act_order = 'group'",
+        )
+    return [np.argsort(-diagonal, kind="stable")]
+
+
+class _Sweep:
+    """Rows in the order of the sweep; ``q`` and ``errors`` fill up."""
+
+    def __init__(
+        self,
+        w: Array,
+        root: Array,
+        home: Indices,
+        start: QTensor,
+        ratios: Sequence[float],
+        block_size: int,
+    ) -> None:
+        """Begin.
+
+        Args:
+            w: ``[K, N]``, a copy: rows to come are changed.
+            root: ``[K, K]``, see :func:`root_of_inverse`.
+            home: Of each row the group it is stored in.
+            start: Parameters before the sweep, for groups in the order they are stored in.
+            ratios: Of the search for parameters.
+            block_size: See :class:`GptqOptions`.
+        """
+        self.q = np.empty(w.shape, start.q.dtype)
+        self.errors = np.empty_like(w)  # of each row, over its place on the root's diagonal
+        self._w, self._root, self._home = w, root, home
+        self._spec, self._ratios, self._block = start.spec, ratios, max(1, block_size)
+        self._scale = start.scale.copy()
+        zero = start.zero_point
+        self._zero = np.zeros(start.scale.shape, np.int32) if zero is None else zero.copy()
+
+    def run(self, a: int, b: int, pieces: Sequence[Indices]) -> None:
+        """Round rows ``a`` to ``b``, which are up to date.
+
+        Args:
+            a: First row.
+            b: Behind the last.
+            pieces: What lies there: groups whose parameters are still to be found, or one piece
+                whose parameters are known.
+        """
+        if len(pieces) > 1:
+            half = len(pieces) // 2
+            middle = a + sum(map(len, pieces[:half]))
+            self.run(a, middle, pieces[:half])
+            self._update(a, middle, b)
+            self.run(middle, b, pieces[half:])
+            return
+        if len(self._home) > b - a:
+            self._find(a, b)
+        self._round(a, b)
+
+    def result(self, back: Indices) -> QTensor:
+        """The matrix; ``back`` undoes the order."""
+        zero = None if self._spec.is_signed and not self._zero.any() else self._zero
+        return QTensor(self.q[back], self._scale, zero, self._spec)
+
+    def _find(self, a: int, b: int) -> None:
+        """Parameters of a group whose rows are up to date."""
+        found = round_to_nearest(self._w[a:b], self._spec, clip_ratios=self._ratios)
+        group = self._home[a]
+        self._scale[group] = found.scale[0]
+        if found.zero_point is not None:
+            self._zero[group] = found.zero_point[0]
+
+    def _update(self, a: int, middle: int, b: int) -> None:
+        """Take the errors of rows before ``middle`` out of those behind."""
+        self._w[middle:b] -= self._root[a:middle, middle:b].T @ self.errors[a:middle]
+
+    def _round(self, a: int, b: int) -> None:
+        if b - a > self._block:
+            middle = (a + b) // 2
+            self._round(a, middle)
+            self._update(a, middle, b)
+            self._round(middle, b)
+            return
+        for row in range(a, b):
+            group = self._home[row] if len(self._scale) > 1 else 0
+            w, scale, zero = self._w[row], self._scale[group], self._zero[group]
+            stored, value = _nearest(w, scale, zero, self._spec)
+            self.q[row] = stored
+            error = (w - value) / self._root[row, row]
+            self.errors[row] = error
+            if row + 1 < b:
+                self._w[row + 1 : b] -= self._root[row, row + 1 : b, None] * error
+
+
+def _nearest(
+    w: Array, scale: Array, zero: npt.NDArray[np.int32], spec: QSpec
+) -> tuple[npt.NDArray[np.generic], Array]:
+    """A row's stored elements, and what they stand for."""
+    if spec.is_float8:
+        found = round_with_scale(w[None], scale[None], zero[None], QSpec(spec.dtype))
+        return found.q[0], found.dequantize()[0]
+    steps = np.rint(w / scale)
+    np.clip(steps, spec.qmin - zero, spec.qmax - zero, out=steps)
+    return (steps + zero).astype(np.int32), steps * scale
