@@ -19,7 +19,7 @@ from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.session import open_session, run
 from qcompiler.stages.cut import Site, Stage, reads, stages_of
 from qcompiler.stages.spool import Spool
-from qcompiler.stages.walk import MEMORY, SETTINGS, store_inputs, stage_model
+from qcompiler.stages.walk import MEMORY, SETTINGS, stage_model, store_inputs
 
 __all__ = ["BlockVisit", "Samples", "walk_blocks"]
 
@@ -40,9 +40,7 @@ class Samples(Sequence[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[tuple[Tensor, ...]]: ...
-    def __getitem__(
-        self, index: int | slice
-    ) -> tuple[Tensor, ...] | Sequence[tuple[Tensor, ...]]:
+    def __getitem__(self, index: int | slice) -> tuple[Tensor, ...] | Sequence[tuple[Tensor, ...]]:
         """Tensors of one sample, or of several."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._count))]

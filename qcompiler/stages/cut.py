@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from qcompiler.ir.walk import captured
 
-__all__ = ["Constants", "LayerGroup", "Site", "Stage", "constants_of", "cut", "groups_of"]
+__all__ = [
+    "Constants",
+    "LayerGroup",
+    "Site",
+    "Stage",
+    "constants_of",
+    "cut",
+    "groups_of",
+    "reads",
+    "stages_of",
+]
 
 Site = tuple[str, int]
 """Name of a node, and which of its inputs is a weight."""
@@ -93,7 +104,7 @@ def cut(graph: ir.Graph, groups: Sequence[LayerGroup]) -> list[Stage]:
     by_depth: dict[int, list[LayerGroup]] = {}
     for group in groups:
         by_depth.setdefault(depth.get(group.value, 0), []).append(group)
-    return _stages(graph, runs, by_depth)
+    return stages_of(graph, runs, max(by_depth, default=-1) + 1, by_depth)
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
@@ -143,10 +154,20 @@ def _home(value: ir.Value) -> object:
     return value.graph if producer is None else producer.graph
 
 
-def _stages(
-    graph: ir.Graph, runs: Mapping[ir.Node, int], groups: Mapping[int, Sequence[LayerGroup]]
+def stages_of(
+    graph: ir.Graph,
+    runs: Mapping[ir.Node, int],
+    count: int,
+    groups: Mapping[int, Sequence[LayerGroup]] = MappingProxyType({}),
 ) -> list[Stage]:
-    count = max(groups, default=-1) + 1
+    """Stages, given where each node runs.
+
+    Args:
+        graph: Nodes in topological order.
+        runs: Stage of each node that shall run; none reads what a later one makes.
+        count: How many stages there are.
+        groups: By the stage after which their activations are there.
+    """
     nodes: list[list[ir.Node]] = [[] for _ in range(count)]
     made: dict[ir.Value, int] = dict.fromkeys(graph.inputs, -1)
     read: dict[ir.Value, set[int]] = {}

@@ -67,6 +67,10 @@ class Spool:
         items[sample] = self._write(array)
         self.spilled += array.nbytes
 
+    def has(self, name: str) -> bool:
+        """Whether there are arrays of the name."""
+        return name in self._arrays
+
     def get(self, name: str, sample: int) -> _Array:
         """The array, mapped from its file where it is in one."""
         found = self._arrays[name][sample]

@@ -21,12 +21,12 @@ from qcompiler.runtime.settings import SessionSettings
 from qcompiler.stages.cut import LayerGroup, Site, Stage, constants_of, cut
 from qcompiler.stages.spool import Spool
 
-__all__ = ["MEMORY", "Observer", "walk"]
+__all__ = ["MEMORY", "SETTINGS", "Observer", "stage_model", "store_inputs", "walk"]
 
 MEMORY = 2 << 30  # bytes of crossing values held in memory, by default
 
 # Threads that wait between runs would spin on the cores that sums and rounding want.
-_SETTINGS = SessionSettings("all", {"session.intra_op.allow_spinning": "0"})
+SETTINGS = SessionSettings("all", {"session.intra_op.allow_spinning": "0"})
 
 
 class Observer(abc.ABC):
@@ -82,12 +82,12 @@ def walk(
     padding = Padding.of(model, mask)
     weights: dict[Site, QTensor] = {}
     with contextlib.closing(Spool(memory)) as spool:
-        keeps = _take_in(feeds, model.graph, stages, padding, spool)
+        keeps = store_inputs(feeds, model.graph, stages, padding, spool)
         for index, stage in enumerate(stages):
             if progress is not None:
                 progress(f"stage {index + 1}/{len(stages)}")
-            mine = {group: found[group.value] for group in stage.groups}
-            watchers = {g.value: o for g, o in mine.items() if isinstance(o, Observer)}
+            mine = {group.value: found.pop(group.value) for group in stage.groups}
+            watchers = {value: o for value, o in mine.items() if isinstance(o, Observer)}
             _run_stage(model, stage, weights, spool, watchers, padding, keeps)
             for node in stage.nodes:
                 weights.pop((node.name or "", 1), None)
@@ -99,7 +99,7 @@ def walk(
 _Keep = npt.NDArray[np.bool_] | None
 
 
-def _take_in(
+def store_inputs(
     feeds: Iterable[Feed],
     graph: ir.Graph,
     stages: Sequence[Stage],
@@ -130,8 +130,8 @@ def _run_stage(
     keeps: Sequence[_Keep],
 ) -> None:
     names = [value.name or "" for value in stage.outputs]
-    part = _model_of(model, stage, weights, spool) if names else None
-    session = None if part is None else open_session(part, settings=_SETTINGS, code=_CODE)
+    part = stage_model(model, stage, weights, spool) if names else None
+    session = None if part is None else open_session(part, settings=SETTINGS)
     last = {value.name or "" for value in stage.last}
     for sample, keep in enumerate(keeps):
         made = {}
@@ -141,9 +141,9 @@ def _run_stage(
         for value, watcher in watchers.items():
             name = value.name or ""
             x = made[name] if name in made else spool.get(name, sample)
-            watcher.update(
-                x if keep is None or not padding.may_cut(value) else padding.cut(x, keep)
-            )
+            if keep is not None and padding.may_cut(value):
+                x = padding.cut(x, keep)
+            watcher.update(x)
         for name, array in made.items():
             if name not in last:
                 spool.put(name, sample, array)
@@ -151,10 +151,7 @@ def _run_stage(
         spool.drop(name)
 
 
-_CODE = Code.FLOAT_MODEL_FAILS
-
-
-def _model_of(
+def stage_model(
     model: ir.Model, stage: Stage, weights: Mapping[Site, QTensor], spool: Spool
 ) -> ir.Model:
     """The stage as a model, with rounded weights as the floats they stand for."""
@@ -175,9 +172,8 @@ def _model_of(
     for node in graph:
         tensor = weights.get((node.name or "", 1))
         if tensor is not None:
-            node.replace_input_with(
-                1, add_initializer(graph, f"{node.name}/w", tensor.dequantize())
-            )
+            floats = add_initializer(graph, f"{node.name}/rounded", tensor.dequantize())
+            node.replace_input_with(1, floats)
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
