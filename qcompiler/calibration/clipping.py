@@ -126,33 +126,57 @@ def entropy_range(values: Distribution, spec: QSpec, bins: int = 2048) -> Range:
     levels = spec.qmax - spec.qmin + 1
     levels = (levels + 1) // 2 if spec.symmetric else levels
     zero = round(-lo / (hi - lo) * bins)  # both sides shrink towards the bin of 0
-    best, found = np.inf, (lo, hi)
-    for share in np.linspace(1.0, min(1.0, levels / bins), _THRESHOLDS):
-        first = zero - round(zero * share)
-        last = min(bins, zero + max(1, round((bins - zero) * share)))
-        if last - first < levels and share < 1.0:
-            break
-        divergence = _divergence(counts, first, last, levels)
-        if divergence < best:
-            width = (hi - lo) / bins
-            best, found = divergence, (lo + first * width, lo + last * width)
-    return _ends(*found, spec)
+    shares = np.linspace(1.0, min(1.0, levels / bins), _THRESHOLDS)
+    first = zero - np.rint(zero * shares).astype(np.int64)
+    last = zero + np.maximum(1, np.rint((bins - zero) * shares).astype(np.int64))
+    last = np.minimum(bins, last)
+    wide = last - first >= levels
+    wide[0] = True  # all bins are a candidate, however few they are
+    best = int(np.argmin(_divergences(counts, first[wide], last[wide], levels)))
+    width = (hi - lo) / bins
+    return _ends(lo + first[wide][best] * width, lo + last[wide][best] * width, spec)
 
 
-def _divergence(counts: Floats, first: int, last: int, levels: int) -> float:
-    inside = counts[first:last]
-    p = inside.copy()
-    p[0] += counts[:first].sum()
-    p[-1] += counts[last:].sum()
-    groups = np.linspace(0, len(inside), min(levels, len(inside)) + 1).astype(np.int64)[:-1]
-    sums = np.add.reduceat(inside, groups)
-    filled = np.add.reduceat((inside > 0).astype(np.float64), groups)
-    lengths = np.diff(np.append(groups, len(inside)))
-    q = np.where(inside > 0, np.repeat(sums / np.maximum(filled, 1.0), lengths), 0.0)
-    q[0], q[-1] = inside[0], inside[-1]
-    p, q = p + _EPSILON, q + _EPSILON
-    p, q = p / p.sum(), q / q.sum()
-    return float((p * np.log(p / q)).sum())
+def _divergences(
+    counts: Floats, first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], levels: int
+) -> Floats:
+    """KL(p || q) of each candidate, ``counts[first:last]``; see :func:`entropy_range`.
+
+    ``q`` is constant over the filled bins of a group, so that sums over a group, differences of
+    running sums over all bins, are all that is needed. With ``p`` and ``q`` not yet divided by
+    their sums ``P`` and ``Q`` the divergence is ``sum p log(p / q) / P - log P + log Q``.
+    """
+    groups = min(levels, int(last[0] - first[0]))
+    edges = first[:, None] + np.arange(groups + 1) * (last - first)[:, None] // groups
+    sums, filled, entropies = (
+        np.diff(np.concatenate(([0.0], np.cumsum(x)))[edges], axis=1)
+        for x in (counts, counts > 0, _x_log_x(counts))
+    )
+    means = sums / np.maximum(filled, 1.0)
+    empty = np.diff(edges, axis=1) - filled
+    p_log_p = entropies.sum(axis=1)
+    p_log_q = ((sums + _EPSILON * filled) * np.log(means + _EPSILON)).sum(axis=1)
+    p_log_q += empty.sum(axis=1) * _EPSILON * np.log(_EPSILON)
+    inside = sums.sum(axis=1)
+    below = np.concatenate(([0.0], np.cumsum(counts)))[first]
+    p_sum, q_sum = np.full_like(inside, counts.sum()), inside.copy()
+    # the end bins: p has what lies outside as well, q the count of the bin itself
+    for place, mean, outside in (
+        (first, means[:, 0], below),
+        (last - 1, means[:, -1], p_sum - inside - below),
+    ):
+        count = counts[place]
+        spread = np.where(count > 0, mean, 0.0)
+        p_log_p += _x_log_x(count + outside) - _x_log_x(count)
+        p_log_q += (count + outside + _EPSILON) * np.log(count + _EPSILON)
+        p_log_q -= (count + _EPSILON) * np.log(spread + _EPSILON)
+        q_sum += count - spread
+    p_sum, q_sum = (x + (last - first) * _EPSILON for x in (p_sum, q_sum))
+    return np.asarray((p_log_p - p_log_q) / p_sum - np.log(p_sum) + np.log(q_sum))
+
+
+def _x_log_x(count: Floats) -> Floats:
+    return np.asarray((count + _EPSILON) * np.log(count + _EPSILON))
 
 
 def _integral(u: Floats, least: Floats, most: Floats) -> Floats:
