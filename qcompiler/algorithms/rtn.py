@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.affine import Array, IntArray, range_to_params
+from qcompiler.numerics.codebooks import nearest_entry, to_codes
 from qcompiler.numerics.float8 import round_float8, to_float8
 from qcompiler.numerics.magnitude import unit_of
 from qcompiler.numerics.qtensor import QTensor, expand_groups
@@ -66,6 +67,8 @@ def round_to_nearest(
             "repair the checkpoint, or keep the node in float with a rule",
             count=count,
         )
+    if spec.codebook == "b1":
+        return round_with_scale(weight, *_mean_magnitude(weight, lo.shape, spec), spec)
     best = _scales(lo, hi, spec, clip_ratios[0], smallest_scale)
     if len(clip_ratios) > 1:
         best = _search(weight, lo, hi, spec, clip_ratios, smallest_scale)
@@ -106,7 +109,7 @@ def round_with_scale(weight: Array, scale: Array, zero_point: IntArray, spec: QS
             _along(item, weight.shape, rows, tiles, spec) for item in (scale, zero_point)
         )
         q[rows] = _round(weight[rows], steps, zeros, spec)
-    signed_zero = spec.is_signed and not zero_point.any()
+    signed_zero = (spec.is_signed or spec.codebook) and not zero_point.any()
     return QTensor(
         q,
         np.asarray(scale, np.float32),
@@ -115,8 +118,10 @@ def round_with_scale(weight: Array, scale: Array, zero_point: IntArray, spec: QS
     )
 
 
-def _round(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> Array:
-    """Integers as floats, or 8-bit floats."""
+def _round(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> npt.NDArray[Any]:
+    """Integers as floats, 8-bit floats, or codes."""
+    if spec.codebook:
+        return to_codes(weight / scale, spec.codebook)
     if spec.is_float8:
         return to_float8(weight / scale, spec.dtype)
     piece: Array = np.rint(weight / scale)
@@ -166,6 +171,15 @@ def _scales(
     return scale.astype(np.float32), zero_point.astype(np.int32)
 
 
+def _mean_magnitude(weight: Array, shape: tuple[int, ...], spec: QSpec) -> tuple[Array, IntArray]:
+    """The scales of signs with the least squared error (XNOR-Net, arXiv 1603.05279)."""
+    magnitude = np.abs(weight)
+    counts = _sum_tiles(np.ones_like(weight), shape, spec)
+    scale = (_sum_tiles(magnitude, shape, spec) / counts).astype(np.float32)
+    scale[scale == 0] = 1.0
+    return scale, np.zeros(shape, np.int32)
+
+
 def _search(
     weight: Array,
     lo: Array,
@@ -190,7 +204,9 @@ def _search(
             parts = (scale, *bounds[index])
             steps, low, high = (_along(part, weight.shape, rows, tiles, spec) for part in parts)
             difference = np.divide(piece, steps)
-            if spec.is_float8:
+            if spec.codebook:
+                difference = nearest_entry(difference, spec.codebook)
+            elif spec.is_float8:
                 difference = round_float8(difference, spec.dtype)
             else:
                 np.rint(difference, out=difference)

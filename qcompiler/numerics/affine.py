@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.numerics.codebooks import nearest_entry, to_codes
 from qcompiler.numerics.float8 import is_float8, round_float8, to_float8
 from qcompiler.schemes import QSpec
 
@@ -72,9 +73,8 @@ def range_to_params(lo: Array, hi: Array, spec: QSpec) -> tuple[Array, IntArray]
     bound = np.maximum(np.abs(np.asarray(lo, np.float64)), np.abs(np.asarray(hi, np.float64)))
     if not np.isfinite(bound).all():
         raise ValueError("range holds NaN or infinity")
-    zero = 0 if spec.is_signed else (spec.qmax + 1) // 2
-    scale = _positive(bound / (spec.qmax - zero))
-    return scale, np.full(scale.shape, zero, np.int32)
+    scale = _positive(bound / (spec.qmax - spec.middle))
+    return scale, np.full(scale.shape, spec.middle, np.int32)
 
 
 def quantize(x: Array, scale: Array, zero_point: IntArray, qmin: int, qmax: int) -> IntArray:
@@ -84,7 +84,9 @@ def quantize(x: Array, scale: Array, zero_point: IntArray, qmin: int, qmax: int)
 
 
 def quantize_as(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> npt.NDArray[Any]:
-    """The elements that store ``x`` under ``spec``: int32 for integers, or 8-bit floats."""
+    """The elements that store ``x`` under ``spec``: int32 for integers, 8-bit floats, or codes."""
+    if spec.codebook:
+        return to_codes(np.asarray(x, np.float32) / scale, spec.codebook)
     if spec.is_float8:
         with np.errstate(over="ignore"):  # infinity saturates like the rest
             return to_float8(np.asarray(x, np.float32) / scale, spec.dtype)
@@ -93,7 +95,9 @@ def quantize_as(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> np
 
 def round_trip(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> Array:
     """``x`` quantized and dequantized, float32; all parts in floats, nothing is stored."""
-    if spec.is_float8:
+    if spec.codebook:
+        steps = nearest_entry(x / scale, spec.codebook)
+    elif spec.is_float8:
         steps = round_float8(x / scale, spec.dtype)
     else:
         steps = np.rint(x / scale)

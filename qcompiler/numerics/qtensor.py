@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.numerics.affine import Array, dequantize
-from qcompiler.schemes import QSpec
+from qcompiler.numerics.codebooks import CODEBOOKS
+from qcompiler.schemes import Granularity, QSpec
 
-__all__ = ["QTensor", "expand_groups"]
+__all__ = ["QTensor", "expand_groups", "scale_from_vector", "scale_vector"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,19 +26,24 @@ class QTensor:
     - ``scale.ndim == q.ndim`` and ``scale.shape[i]`` is ``1``, ``q.shape[i]`` or the number of
       groups, ``ceil(q.shape[i] / group_size)`` (the last group may be ragged);
     - ``zero_point`` has the shape of ``scale``, or is None when it is 0 everywhere;
-    - ``original ~= (q - zero_point) * scale``, each scale repeated over its tile.
+    - ``original ~= (q - zero_point) * scale``, each scale repeated over its tile; for a codebook
+      ``entry[q] * scale``;
+    - ``stored_scale``, where there is one, dequantizes to ``scale`` in the order of
+      :func:`scale_vector`.
 
     Attributes:
-        q: ``[...]``, integers in any integer type that holds them, or 8-bit floats.
+        q: ``[...]``, integers in any integer type that holds them, codes, or 8-bit floats.
         scale: float32.
         zero_point: int32 or None.
         spec: How it was quantized.
+        stored_scale: The scales as one vector, quantized under ``spec.scales``.
     """
 
     q: npt.NDArray[Any]
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int32] | None
     spec: QSpec
+    stored_scale: QTensor | None = None
 
     def __post_init__(self) -> None:
         if self.scale.ndim != self.q.ndim:
@@ -49,6 +55,8 @@ class QTensor:
                 raise ValueError(f"scale has {have} entries on axis {axis}, wanted 1 or {groups}")
         if self.zero_point is not None and self.zero_point.shape != self.scale.shape:
             raise ValueError("zero_point and scale differ in shape")
+        if (self.spec.scales is None) != (self.stored_scale is None):
+            raise ValueError(f"{self.spec} and stored_scale disagree")
 
     @property
     def _group_axis(self) -> int | None:
@@ -57,6 +65,9 @@ class QTensor:
     def dequantize(self) -> Array:
         """The float32 tensor it stands for, shape of ``q``."""
         scale = expand_groups(self.scale, self.q.shape, self.spec)
+        if self.spec.codebook:
+            entries: Array = CODEBOOKS[self.spec.codebook][self.q]
+            return entries * scale
         if self.zero_point is None:
             return dequantize(self.q, scale, np.zeros((), np.int32))
         return dequantize(self.q, scale, expand_groups(self.zero_point, self.q.shape, self.spec))
@@ -71,3 +82,23 @@ def expand_groups(
     axis = spec.axis % len(shape)
     repeated = np.repeat(params, spec.group_size, axis=axis)
     return np.take(repeated, np.arange(shape[axis]), axis=axis)
+
+
+def scale_vector(scale: npt.NDArray[Any], spec: QSpec) -> npt.NDArray[Any]:
+    """The scales as one vector, those along the group axis next to each other."""
+    if spec.granularity is Granularity.BLOCK:
+        assert spec.axis is not None
+        scale = np.moveaxis(scale, spec.axis, -1)
+    return np.ascontiguousarray(scale).reshape(-1)
+
+
+def scale_from_vector(
+    vector: npt.NDArray[Any], shape: tuple[int, ...], spec: QSpec
+) -> npt.NDArray[Any]:
+    """The scales of ``shape`` that :func:`scale_vector` laid out."""
+    if spec.granularity is not Granularity.BLOCK:
+        return vector.reshape(shape)
+    assert spec.axis is not None
+    axis = spec.axis % len(shape)
+    moved = (*shape[:axis], *shape[axis + 1 :], shape[axis])
+    return np.ascontiguousarray(np.moveaxis(vector.reshape(moved), -1, axis))
