@@ -134,9 +134,10 @@ def walk_blocks(
 def _stages_of_blocks(graph: ir.Graph, blocks: Sequence[Block]) -> list[Stage]:
     """Stage 0 is what comes before the first block, stage ``i`` ends with block ``i - 1``.
 
-    A node between blocks runs in the stage of the block before it; what only the end of the graph
-    reads runs in none.
+    A node between blocks runs in the stage of the block before it. What only the end of the graph
+    reads would run in one more stage, which nobody needs.
     """
+    end = len(blocks) + 1
     home = {node: index for index, block in enumerate(blocks, 1) for node in block.nodes}
     made: dict[ir.Value, int] = {}
     runs: dict[ir.Node, int] = {}
@@ -148,8 +149,12 @@ def _stages_of_blocks(graph: ir.Graph, blocks: Sequence[Block]) -> list[Stage]:
     for node in reversed(list(graph)):
         if node in home or any(use.node in needed for out in node.outputs for use in out.uses()):
             needed.add(node)
-    runs = {node: index for node, index in runs.items() if node in needed}
-    return stages_of(graph, runs, len(blocks) + 1)
+    runs = {node: index if node in needed else end for node, index in runs.items()}
+    *stages, _ = stages_of(graph, runs, end + 1)
+    if blocks and not stages[-1].outputs:  # the model ends with the last block
+        final = [out for node in stages[-1].nodes for out in node.outputs if out.is_graph_output()]
+        stages[-1] = dataclasses.replace(stages[-1], outputs=tuple(final))
+    return stages
 
 
 def _advance(
