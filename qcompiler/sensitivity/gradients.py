@@ -22,9 +22,7 @@ from qcompiler.pipeline.contract import Feed
 
 __all__ = ["weight_damages"]
 
-_FEW = (
-    64  # last axis of what may be a picture's logits; below it classes are not told from channels
-)
+_VOCABULARY = 64  # entries at least of what is taken for logits of tokens
 
 
 class _Tap(nn.Module):  # type: ignore[misc]
