@@ -182,6 +182,11 @@ class Code(enum.Enum):
         Severity.WARNING,
         "What each node does to the output could not be measured.",
     )
+    BITS_ALLOTTED = (
+        "QC318",
+        Severity.INFO,
+        "Weights got bits of their own under the recipe's budget.",
+    )
     # --- QC4xx: recipe and usage -----------------------------------------------------------
     UNKNOWN_TARGET = ("QC401", Severity.ERROR, "No target has this name.")
     UNKNOWN_RECIPE = ("QC402", Severity.ERROR, "No recipe has this name.")

@@ -212,6 +212,10 @@ class Recipe(_Strict):
         correct_biases: Take the mean error that rounding makes out of the biases; ``empirical``
             measures it layer by layer on the quantized model instead of computing it from means.
         weights: How weight-only constants are rounded.
+        bits_budget: Bits that a weight of the weight-only scheme may take on average, scales and
+            zero points included: each layer gets the bits of ``bits_choices`` that do least damage
+            to the outputs; None gives all ``weights.bits``.
+        bits_choices: What a layer may get under ``bits_budget``.
         verify: What is proven after the compile.
         quantized: What happens to a model that comes quantized.
         pipeline: Pipeline text instead of the default one.
@@ -234,6 +238,8 @@ class Recipe(_Strict):
     equalize_layers: bool = False
     correct_biases: bool | Literal["empirical"] = True
     weights: WeightOptions = WeightOptions()
+    bits_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
+    bits_choices: tuple[Annotated[int, pydantic.Field(ge=1, le=8)], ...] = (2, 4, 8)
     verify: VerifyOptions = VerifyOptions()
     quantized: QuantizedOptions = QuantizedOptions()
     pipeline: str | None = None

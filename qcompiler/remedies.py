@@ -82,6 +82,7 @@ REMEDIES: Mapping[Code, str] = {
     Code.FEW_FOR_LEARNING: 'Give more samples, or use `weights.rounding = "moment"`.',
     Code.SENSITIVITY_UNKNOWN: "The message says what stood in the way; `rules` with scheme = "
     "'float' keep nodes of your choice in float.",
+    Code.BITS_ALLOTTED: "Nothing: the message says how many layers got how many bits.",
     # recipe and usage
     Code.UNKNOWN_TARGET: "`qcompile targets` lists the names; a file must end in `.toml`.",
     Code.UNKNOWN_RECIPE: "docs/recipes.md lists the names; a file must end in `.toml`, `.yaml` or "

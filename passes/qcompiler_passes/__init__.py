@@ -9,6 +9,7 @@ from qcompiler.pipeline.contract import Pass
 from qcompiler_passes.apply.correct_biases import CorrectBiases
 from qcompiler_passes.apply.insert_qdq import InsertQdq
 from qcompiler_passes.apply.insert_switches import InsertSwitches
+from qcompiler_passes.decide.allot_bits import AllotBits
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
 from qcompiler_passes.decide.place_precision import PlacePrecision
 from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
@@ -61,6 +62,7 @@ PASSES: tuple[type[Pass], ...] = (
     SmoothActivations,
     # decide
     ObserveShapes,
+    AllotBits,
     PlacePrecision,
     # measure
     Calibrate,

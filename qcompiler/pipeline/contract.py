@@ -86,6 +86,7 @@ class State:
         bias_shifts: What to add to the output of a node by channel, ``[channels]``, where that was
             measured on the quantized model.
         progress: Takes a line on how far a long pass is; None when nobody listens.
+        bits: Weight bits by node name, where a budget chose them.
         pinned: Planned nodes that must stay in float whatever rules and costs say, and why.
     """
 
@@ -104,6 +105,7 @@ class State:
     removed: dict[str, str] = dataclasses.field(default_factory=dict)
     bias_shifts: Mapping[str, npt.NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     progress: Callable[[str], None] | None = None
+    bits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     pinned: Mapping[str, Diagnostic] = dataclasses.field(default_factory=dict)
 
     def has(self, fact: Fact) -> bool:

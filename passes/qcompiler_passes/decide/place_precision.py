@@ -21,7 +21,7 @@ from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
 from qcompiler_passes.decide.units import Unit, survey
-from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
+from qcompiler_passes.decide.wishes import Wish, allot, pin, wishes_of
 
 __all__ = ["PlacePrecision"]
 
@@ -56,6 +56,7 @@ class PlacePrecision(Pass):
             return PassResult(modified=False)
         recipe, target = state.recipe, state.target
         wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
+        wishes = allot(wishes, state.bits)
         static = state.feeds is not None or state.statistics is not None
         _check_demands(recipe, state, static)
         prices = Prices(target, state.shapes)

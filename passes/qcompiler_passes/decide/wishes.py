@@ -15,7 +15,7 @@ from qcompiler.ir.walk import op_name
 from qcompiler.recipe import Recipe, Rule
 from qcompiler.targets.schema import Scheme
 
-__all__ = ["Wish", "pin", "wishes_of"]
+__all__ = ["Wish", "allot", "pin", "wishes_of"]
 
 _WILD = frozenset("*?[")
 _CANONICAL = {"Gemm": "MatMul", "BatchNormalization": "Conv", "FusedMatMul": "MatMul"}
@@ -95,6 +95,14 @@ def pin(wishes: Mapping[str, Wish], pinned: Mapping[str, Diagnostic]) -> dict[st
         name: dataclasses.replace(wish, schemes=(), kernel="", rule=None, pinned=pinned[name])
         if name in pinned
         else wish
+        for name, wish in wishes.items()
+    }
+
+
+def allot(wishes: Mapping[str, Wish], bits: Mapping[str, int]) -> dict[str, Wish]:
+    """The wishes with bits, by name, that a budget chose."""
+    return {
+        name: dataclasses.replace(wish, bits=bits[name]) if name in bits else wish
         for name, wish in wishes.items()
     }
 
