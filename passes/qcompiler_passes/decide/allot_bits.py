@@ -149,13 +149,13 @@ def _damages(
         return damages
     try:
         from qcompiler.sensitivity.gradients import weight_damages
-    except ImportError as error:
+    except ImportError as missing:
         raise QcError(
             Code.USAGE,
             "bits_budget",
             "needs torch, which is not installed",
             "pip install torch, or give bits by rules",
-        ) from error
+        ) from missing
 
     def error(node: ir.Node, bits: int) -> npt.NDArray[np.float32]:
         array = constant(node.inputs[1])
