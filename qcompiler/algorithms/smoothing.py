@@ -9,17 +9,25 @@ plus that of the rounded weight. No model runs for it.
 A few channels far above the others, as behind a Gelu, are better served by a second family: level
 them down to a quantile of all channels and leave the rest alone, ``s_j = max(1, max|X_j| / q)``.
 There it halves the loss of the best exponent.
+
+Factors found on some data fit that data: a channel divided by its own largest value leaves no room
+for a larger one, and a channel that was almost still, raised to the level of the others, shouts
+when a new speaker wakes it. So the loss has a third part, that of data which was not seen. Each
+part of the data is judged by factors and range found on all the others: what it clips there adds
+to the error (leave-one-out cross-validation, from
+:class:`~qcompiler.numerics.extremes.Extremes`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompiler.numerics.affine import range_to_params
+from qcompiler.numerics.extremes import Extremes
 from qcompiler.numerics.products import small_product
 from qcompiler.schemes import Granularity, QSpec
 
@@ -29,6 +37,7 @@ Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 
 _LEAST = 1e-5  # of a channel's weights and of a factor
+_STILL = 0.25  # this share of the channels, the smallest, count as large as the next: see factors
 _ROW_ELEMENTS = 1 << 17  # of the sample: 128 rows of 1024 channels
 _COLUMNS = 64  # outputs that weights are judged by; channels of a weight are independent
 _SKETCH = 32  # random projections of the outputs that activations are judged by
@@ -37,6 +46,9 @@ _SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the range of a static activation
 
 def factors(magnitude: Wide, weight: Wide, alpha: float, ties: npt.NDArray[np.intp] | None) -> Wide:
     """SmoothQuant's factors, scaled to a geometric mean of 1.
+
+    Channels below a low quantile of all count as that quantile: there is nothing to gain from
+    raising the smallest ones further, and what they do on other data is unknown.
 
     Args:
         magnitude: Largest absolute activation by channel; where it is 0 the factor is 1.
@@ -54,6 +66,8 @@ def factors(magnitude: Wide, weight: Wide, alpha: float, ties: npt.NDArray[np.in
         alive = magnitude > 0
     found = np.ones_like(magnitude)
     a, w = np.maximum(magnitude[alive], _LEAST), np.maximum(weight[alive], _LEAST)
+    if a.size:
+        a = np.maximum(a, np.quantile(a, _STILL))
     found[alive] = np.exp(alpha * np.log(a) - (1 - alpha) * np.log(w))
     if alive.any():
         found[alive] /= np.exp(np.log(found[alive]).mean())
@@ -115,32 +129,35 @@ class SmoothingTrial:
     def __init__(
         self,
         rows: Floats,
-        lo: Floats,
-        hi: Floats,
+        seen: Extremes,
         weights: Sequence[Floats],
         activation: QSpec,
         weight: QSpec,
         ties: npt.NDArray[np.intp] | None = None,
+        count: int | None = None,
     ) -> None:
         """Prepare.
 
         Args:
             rows: Sample of the activation, ``[rows, channels]``.
-            lo: Smallest value by channel, of all the data.
-            hi: Largest.
+            seen: Extremes by channel of all the data.
             weights: Weight ``[channels, outputs]`` of each layer.
             activation: How the activation will be stored: per tensor, static or dynamic, or by row.
             weight: How weights will be stored: per tensor or per output.
             ties: See :func:`factors`.
+            count: Rows of all the data; None if the sample is all.
         """
+        count = len(rows) if count is None else count
         self._rows = np.ascontiguousarray(rows[: max(32, _ROW_ELEMENTS // rows.shape[1])])
-        self._lo, self._hi = lo.astype(np.float64), hi.astype(np.float64)
+        self._all = _Bounds.of(seen.lo, seen.hi)
+        self._others = _Bounds.of(*seen.left_out)
+        self._share_of_rows = len(self._rows) / max(count, 1)
         self._activation, self._weight, self._ties = activation, weight, ties
         together = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
         outputs = together.shape[1]
         largest = np.maximum(together.max(axis=1), -together.min(axis=1))
         self._largest_weight = largest.astype(np.float64)
-        self._magnitude = np.maximum(np.abs(self._lo), np.abs(self._hi))
+        self._weight_energy = np.einsum("cn,cn->c", together, together).astype(np.float64)
         chosen = np.unique(np.linspace(0, outputs - 1, min(outputs, _COLUMNS)).astype(np.intp))
         self._columns = np.ascontiguousarray(together[:, chosen])
         self._share: float = outputs / len(chosen)
@@ -152,40 +169,61 @@ class SmoothingTrial:
 
     def without(self) -> Candidate:
         """No smoothing."""
-        found = np.ones(len(self._lo))
-        return Candidate(found, self.loss(found))
+        return self._candidate(np.ones_like)
 
     def exponent(self, alpha: float) -> Candidate:
         """The factors of ``alpha``."""
-        found = factors(self._magnitude, self._largest_weight, alpha, self._ties)
-        return Candidate(found, self.loss(found), alpha=alpha)
+        found = self._candidate(lambda x: factors(x, self._largest_weight, alpha, self._ties))
+        return dataclasses.replace(found, alpha=alpha)
 
     def level(self, quantile: float) -> Candidate:
         """Channels above the quantile levelled."""
-        found = levels(self._magnitude, quantile, self._ties)
-        return Candidate(found, self.loss(found), quantile=quantile)
+        found = self._candidate(lambda x: levels(x, quantile, self._ties))
+        return dataclasses.replace(found, quantile=quantile)
 
-    def loss(self, s: Wide) -> float:
-        """Of dividing the activation by ``s`` and multiplying the weights by it."""
+    def _candidate(self, rule: Callable[[Wide], Wide]) -> Candidate:
+        """The factors that a rule makes of the largest absolute value by channel."""
+        s, of_others = rule(self._all.magnitude), rule(self._others.magnitude)
         scale = s.astype(np.float32)
         rows = self._rows / scale
-        return (self._activation_error(rows, s) + self._weight_error(rows, scale)) / self._energy
+        error = self._activation_error(rows, s, of_others) + self._weight_error(rows, scale)
+        return Candidate(s, error / self._energy)
 
-    def _activation_error(self, rows: Floats, s: Wide) -> float:
+    def _activation_error(self, rows: Floats, s: Wide, of_others: Wide) -> float:
         sketch = np.ascontiguousarray(self._sketch * s.astype(np.float32)[:, None])
+        lo, hi = self._all.divided(s)
         if self._activation.granularity is Granularity.TOKEN:
-            lo, hi = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
-            return self._rounded(rows, sketch, lo, hi)
-        lo, hi = np.float64((self._lo / s).min()), np.float64((self._hi / s).max())
+            each = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
+            return self._rounded(rows, sketch, *each) + self._widening(of_others)
         if self._activation.dynamic:
-            return self._rounded(rows, sketch, np.asarray(lo), np.asarray(hi))
+            known = self._rounded(rows, sketch, np.asarray(lo), np.asarray(hi))
+            return known + self._widening(of_others)
         least = np.inf
         for shrink in _SHRINKS:
             error = self._rounded(rows, sketch, np.asarray(lo * shrink), np.asarray(hi * shrink))
+            error += self._clipping(of_others, shrink)
             if error > 1.1 * least:
                 break
             least = min(least, error)
         return least
+
+    def _clipping(self, s: Wide, shrink: float) -> float:
+        """Error of the outputs by what each part clips with factors and range of the others.
+
+        Each channel that reaches beyond the range counts once, in one row.
+        """
+        lo, hi = self._others.divided(s)
+        over = np.maximum(self._all.hi - shrink * hi * s, 0.0)
+        under = np.maximum(shrink * lo * s - self._all.lo, 0.0)
+        return self._share_of_rows * float((over**2 + under**2) @ self._weight_energy)
+
+    def _widening(self, s: Wide) -> float:
+        """Error by the coarser steps of a range found at run time that a part makes wider."""
+        lo, hi = self._others.divided(s)
+        wider = np.maximum(self._all.hi / s - hi, 0.0) + np.maximum(lo - self._all.lo / s, 0.0)
+        levels = self._activation.qmax - self._activation.qmin
+        more = float(((wider + (hi - lo)) ** 2 - (hi - lo) ** 2).sum()) / (12.0 * levels**2)
+        return self._share_of_rows * more * float(s**2 @ self._weight_energy)
 
     def _rounded(
         self,
@@ -213,3 +251,21 @@ class SmoothingTrial:
         error -= scaled
         products = small_product(rows, error)
         return self._share * float(np.square(products, dtype=np.float64).sum())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Least and greatest value by channel, and the larger of their magnitudes."""
+
+    lo: Wide
+    hi: Wide
+    magnitude: Wide
+
+    @classmethod
+    def of(cls, lo: Floats, hi: Floats) -> _Bounds:
+        a, b = lo.astype(np.float64), hi.astype(np.float64)
+        return cls(a, b, np.maximum(np.abs(a), np.abs(b)))
+
+    def divided(self, s: Wide) -> tuple[float, float]:
+        """Range of all channels after division by ``s``, 0 in it."""
+        return min(float((self.lo / s).min()), 0.0), max(float((self.hi / s).max()), 0.0)

@@ -17,9 +17,9 @@ def divided(summary: TensorSummary, factors: npt.NDArray[np.float64]) -> TensorS
     """The summary of ``x / factors`` for the summary of ``x``.
 
     What is kept by channel (mean, extremes, the sample of rows) is divided exactly, and with it
-    the extremes of the tensor. A histogram does not know its channels, so it is made anew from the
-    sample of rows, scaled to the number of values seen: its tails end at the sample's, while the
-    extremes are those of all the data. The average of the batches' extremes shrinks as they do.
+    the extremes of the tensor. A histogram does not know its channels, so it is made anew: the
+    sample of rows, scaled to the number of values seen, and one count for each extreme of a channel
+    that the sample lacks. The average of the batches' extremes shrinks as they do.
 
     Args:
         summary: With statistics by channel along the last axis; left as it is.
@@ -35,8 +35,7 @@ def divided(summary: TensorSummary, factors: npt.NDArray[np.float64]) -> TensorS
         return summary
     by_channel = Channels(len(factors))
     by_channel.total = channels.total / factors
-    by_channel.lo = (channels.lo / factors).astype(np.float32)
-    by_channel.hi = (channels.hi / factors).astype(np.float32)
+    by_channel.extremes = channels.extremes.divided(factors)
     by_channel.rows = channels.rows
     rows = Reservoir(reservoir.capacity, seed=channels.rows)
     rows.keys = reservoir.keys
@@ -45,18 +44,20 @@ def divided(summary: TensorSummary, factors: npt.NDArray[np.float64]) -> TensorS
     return TensorSummary(
         extremes,
         _average(summary, extremes),
-        _histogram(summary.histogram, rows.rows),
+        _histogram(summary.histogram, rows.rows, by_channel),
         summary.channel_axis,
         by_channel,
         rows,
     )
 
 
-def _histogram(seen: Histogram, rows: npt.NDArray[np.float32]) -> Histogram:
-    sample = Histogram()
+def _histogram(seen: Histogram, rows: npt.NDArray[np.float32], channels: Channels) -> Histogram:
+    sample, tails = Histogram(), Histogram()
     sample.update(np.ascontiguousarray(rows))
+    tails.update(channels.lo[channels.lo < rows.min(axis=0)])
+    tails.update(channels.hi[channels.hi > rows.max(axis=0)])
     share = seen.total / max(sample.total, 1)
-    counts = np.rint(sample.counts * share).astype(np.int64)
+    counts = np.rint(sample.counts * share).astype(np.int64) + tails.counts
     return Histogram(counts, seen.infinite)
 
 

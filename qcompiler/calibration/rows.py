@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcompiler.numerics.extremes import Extremes
+
 __all__ = ["Channels", "Reservoir", "as_rows"]
 
 Floats = npt.NDArray[np.float32]
@@ -32,17 +34,26 @@ class Channels:
 
     Attributes:
         total: Sum by channel, float64: sums of millions of float32 lose digits in float32.
-        lo: Smallest value by channel.
-        hi: Largest.
+        extremes: Smallest and largest value by channel. A part is what has one leading index of an
+            array of three axes or more (a sample), or else the array.
         rows: Rows summed.
     """
 
     def __init__(self, channels: int) -> None:
         """An empty summary of ``channels`` channels."""
         self.total = np.zeros(channels)
-        self.lo = np.full(channels, np.inf, np.float32)
-        self.hi = np.full(channels, -np.inf, np.float32)
+        self.extremes = Extremes(channels)
         self.rows = 0
+
+    @property
+    def lo(self) -> Floats:
+        """Smallest value by channel."""
+        return self.extremes.lo
+
+    @property
+    def hi(self) -> Floats:
+        """Largest value by channel."""
+        return self.extremes.hi
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
@@ -53,26 +64,28 @@ class Channels:
         """Take in finite values; ``channel_axis`` is -1 or 1. Returns the extremes of ``x``."""
         if channel_axis == 1 and x.ndim > 2:  # [N, C, ...]: the contiguous axes first
             flat = x.reshape(x.shape[0], x.shape[1], -1)
-            lo, hi = flat.min(axis=2).min(axis=0), flat.max(axis=2).max(axis=0)
+            lo, hi = flat.min(axis=2), flat.max(axis=2)
             total = flat.sum(axis=2, dtype=_sum_type(lo, hi)).sum(axis=0, dtype=np.float64)
-            self._add(total, lo, hi, flat.shape[0] * flat.shape[2])
+            self._add(total, flat.shape[0] * flat.shape[2])
+            self.extremes.extend(lo, hi)
             return float(lo.min()), float(hi.max())
         rows = as_rows(x, channel_axis)
-        lo, hi = rows.min(axis=0), rows.max(axis=0)
+        parts = rows.reshape(x.shape[0] if x.ndim > 2 else 1, -1, rows.shape[1])
+        lo, hi = parts.min(axis=1), parts.max(axis=1)
         total, dtype = np.zeros(rows.shape[1]), _sum_type(lo, hi)
         for start in range(0, len(rows), _SUMMED):
             total += rows[start : start + _SUMMED].sum(axis=0, dtype=dtype)
-        self._add(total, lo, hi, len(rows))
+        self._add(total, len(rows))
+        self.extremes.extend(lo, hi)
         return float(lo.min()), float(hi.max())
 
     def merge(self, other: Channels) -> None:
         """Take in another part; the order does not matter."""
-        self._add(other.total, other.lo, other.hi, other.rows)
+        self._add(other.total, other.rows)
+        self.extremes.merge(other.extremes)
 
-    def _add(self, total: npt.NDArray[np.float64], lo: Floats, hi: Floats, rows: int) -> None:
+    def _add(self, total: npt.NDArray[np.float64], rows: int) -> None:
         self.total = self.total + total
-        self.lo = np.minimum(self.lo, lo)
-        self.hi = np.maximum(self.hi, hi)
         self.rows += rows
 
 

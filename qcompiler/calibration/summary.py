@@ -117,7 +117,7 @@ class TensorSummary:
         """Bytes of state."""
         total = self.histogram.counts.nbytes
         if self.channels is not None:
-            total += self.channels.total.nbytes + 2 * self.channels.lo.nbytes
+            total += self.channels.total.nbytes + 4 * self.channels.lo.nbytes
         if self.reservoir is not None:
             total += self.reservoir.rows.nbytes + self.reservoir.keys.nbytes
         if self.patches is not None:

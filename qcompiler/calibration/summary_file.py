@@ -24,7 +24,7 @@ from qcompiler.ir.text import model_text
 
 __all__ = ["model_digest", "read", "write"]
 
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = "header"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -141,7 +141,8 @@ def _arrays(summary: TensorSummary) -> dict[str, npt.NDArray[Any]]:
     }
     if summary.channels is not None:
         found["total"] = summary.channels.total
-        found["extremes"] = np.array((summary.channels.lo, summary.channels.hi))
+        kept = summary.channels.extremes
+        found["extremes"] = np.array((kept.lo, kept.hi, kept.next_lo, kept.next_hi))
     if summary.reservoir is not None:
         found["keys"] = summary.reservoir.keys
         found["sample"] = summary.reservoir.rows
@@ -168,7 +169,8 @@ def _summary(item: Mapping[str, Any], arrays: Arrays) -> TensorSummary:
     if "total" in arrays:
         summary.channels = Channels(len(arrays["total"]))
         summary.channels.total = arrays["total"]
-        summary.channels.lo, summary.channels.hi = arrays["extremes"][0], arrays["extremes"][1]
+        kept = summary.channels.extremes
+        kept.lo, kept.hi, kept.next_lo, kept.next_hi = arrays["extremes"]
         summary.channels.rows = int(item["rows"])
     if "keys" in arrays:
         # a later part of the stream must not draw the keys of the first part again

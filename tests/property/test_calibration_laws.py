@@ -107,6 +107,21 @@ def test_channels_merge_into_the_whole(seed: int) -> None:
     np.testing.assert_allclose(whole.mean, x.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(first.lo, x.min((0, 2, 3)))
     np.testing.assert_array_equal(first.hi, whole.hi)
+    np.testing.assert_array_equal(first.extremes.next_hi, whole.extremes.next_hi)
+    np.testing.assert_array_equal(first.extremes.next_lo, whole.extremes.next_lo)
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_extremes_without_a_part_are_those_of_all_others(parts: int, seed: int) -> None:
+    x = np.random.default_rng(seed).integers(-9, 9, (parts, 7, 4)).astype(np.float32)
+    channels = Channels(4)
+    channels.update(x, -1)
+    lo, hi = channels.extremes.left_out
+    for channel in range(4):
+        others = np.delete(x[:, :, channel], x[:, :, channel].max(axis=1).argmax(), axis=0)
+        assert hi[channel] == (others.max() if parts > 1 else x[..., channel].max())
+        others = np.delete(x[:, :, channel], x[:, :, channel].min(axis=1).argmin(), axis=0)
+        assert lo[channel] == (others.min() if parts > 1 else x[..., channel].min())
 
 
 def test_a_reservoir_is_uniform_over_the_stream() -> None:

@@ -209,10 +209,8 @@ def _trial(group: Group, statistics: Statistics) -> SmoothingTrial | None:
     if group.fold is None and not group.insertable:
         return None
     ties = None if group.fold is None else group.fold.ties
-    channels = summary.channels
-    return SmoothingTrial(
-        rows, channels.lo, channels.hi, group.weights, group.activation, group.weight, ties
-    )
+    seen, count = summary.channels.extremes, summary.channels.rows
+    return SmoothingTrial(rows, seen, group.weights, group.activation, group.weight, ties, count)
 
 
 class _Run:

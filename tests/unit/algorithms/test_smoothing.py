@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompiler.algorithms.smoothing import SmoothingTrial, factors, levels
+from qcompiler.numerics.extremes import Extremes
 from qcompiler.schemes import QSpec
 
 STATIC, WEIGHT = QSpec.parse("u8tz"), QSpec.parse("s8c@1")
+
+
+def seen(*parts: np.ndarray) -> Extremes:
+    found = Extremes(parts[0].shape[1])
+    found.extend(np.stack([x.min(axis=0) for x in parts]), np.stack([x.max(axis=0) for x in parts]))
+    return found
 
 
 def trial(outlier: float, spec: QSpec = STATIC, shared: int = 1) -> SmoothingTrial:
@@ -20,7 +27,7 @@ def trial(outlier: float, spec: QSpec = STATIC, shared: int = 1) -> SmoothingTri
     weights = [random.normal(size=(64, 96)).astype(np.float32) for _ in range(shared)]
     for weight in weights:
         weight[5] /= outlier
-    return SmoothingTrial(rows, rows.min(axis=0), rows.max(axis=0), weights, spec, WEIGHT)
+    return SmoothingTrial(rows, seen(rows), weights, spec, WEIGHT)
 
 
 @pytest.mark.parametrize("spec", ["u8tz", "s8t", "u8tzd"])
@@ -40,6 +47,48 @@ def test_without_outliers_there_is_nothing_to_gain() -> None:
 def test_a_row_of_its_own_scale_suffers_from_outlier_channels_too() -> None:
     found = trial(80.0, QSpec.parse("u8kd"))
     assert found.exponent(0.5).loss < found.without().loss / 20
+
+
+def test_a_range_that_leaves_no_room_for_other_data_is_seen() -> None:
+    random = np.random.default_rng(0)
+    parts = random.uniform(-4, 4, size=(8, 50, 64)).astype(np.float32)
+    parts[:, :, 32:] *= 1e-3  # half of the channels are nearly still
+    parts[3, 7, 40] = 3.0  # one of them wakes up in one part
+    rows = parts.reshape(-1, 64)
+    weights = [random.normal(size=(64, 96)).astype(np.float32)]
+    parted = SmoothingTrial(rows, seen(*parts), weights, STATIC, WEIGHT)
+    whole = SmoothingTrial(rows, seen(rows), weights, STATIC, WEIGHT)
+    # as it is there is room for what wakes; levelled by the other parts alone there is none
+    assert parted.without().loss < 1.1 * whole.without().loss
+    assert parted.level(0.1).loss > 3 * whole.level(0.1).loss
+
+
+@pytest.mark.parametrize("spec", ["u8kd", "u8tzd"])
+def test_a_range_found_at_run_time_gets_wider_instead(spec: str) -> None:
+    random = np.random.default_rng(0)
+    parts = random.normal(size=(4, 40, 16)).astype(np.float32)
+    weights = [random.normal(size=(16, 8)).astype(np.float32)]
+    calm = SmoothingTrial(parts.reshape(-1, 16), seen(*parts), weights, QSpec.parse(spec), WEIGHT)
+    loud = parts.copy()
+    loud[2, 0, 3] = 300.0  # of the extremes, not of the sample
+    wild = SmoothingTrial(parts.reshape(-1, 16), seen(*loud), weights, QSpec.parse(spec), WEIGHT)
+    assert wild.without().loss > 2 * calm.without().loss
+
+
+def test_one_part_tells_nothing_of_other_data() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    weight = np.eye(16, dtype=np.float32)
+    once = SmoothingTrial(rows, seen(rows), [weight], STATIC, WEIGHT)
+    twice = SmoothingTrial(rows, seen(rows, rows), [weight], STATIC, WEIGHT)
+    assert once.level(0.5).loss == twice.level(0.5).loss
+
+
+def test_the_smallest_channels_count_as_a_low_quantile() -> None:
+    magnitude = np.array([1e-7, 1e-3, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0])
+    found = factors(magnitude, np.ones(8), 1.0, None)
+    assert found[0] == found[1]
+    assert found[2] / found[1] < 1.4  # the quantile lies between 1e-3 and 1
+    assert found[7] / found[6] == pytest.approx(2.0)
 
 
 def test_dead_channels_keep_a_factor_of_one() -> None:

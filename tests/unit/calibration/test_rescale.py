@@ -48,6 +48,15 @@ def test_every_method_finds_nearly_the_range_of_the_divided_activation(method: s
     assert got.hi == pytest.approx(want.hi, rel=0.15)
 
 
+def test_extremes_that_the_sample_lacks_are_in_the_tails() -> None:
+    x = np.random.default_rng(1).normal(size=(20_000, 6)).astype(np.float32)
+    x[11, 2] = 50.0
+    seen = divided(summary(x), FACTORS)
+    assert seen.reservoir is not None
+    assert seen.reservoir.rows.max() < 25.0
+    assert seen.histogram.distribution(seen.extremes.lo, seen.extremes.hi).right[-1] == 25.0
+
+
 def test_the_summary_that_is_divided_stays_as_it_was() -> None:
     before = summary(rows())
     extremes = before.extremes.hi
