@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest, round_with_scale
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.numerics.affine import Array
+from qcompiler.numerics.affine import Array, round_trip
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import QSpec
 
@@ -105,16 +105,16 @@ def gptq(
             "the second moment of the layer's input is not finite",
             "leave out the samples on which the model overflows",
         )
-    few = (spec.bits or spec.dtype.bitwidth) <= 4
-    ratios = CLIP_RATIOS if options.search and few else (1.0,)
+    ratios = CLIP_RATIOS if options.search and spec.width <= 4 else (1.0,)
     w = np.asarray(weight, np.float32)
     size = spec.group_size or max(1, len(w))
     diagonal = np.diagonal(hessian)
     order = _order(len(w), size, diagonal, options)
     rows = np.concatenate([np.zeros(0, np.intp), *order])
     root, damp = root_of_inverse(hessian[np.ix_(rows, rows)], options.damp)
-    start = round_to_nearest(w, spec, where=where, clip_ratios=ratios)
-    dynamic = len(w) > size and not options.static_groups
+    # scales that are quantized again are so all together, before the sweep
+    dynamic = len(w) > size and not options.static_groups and spec.scales is None
+    start = round_to_nearest(w, spec, where=where, clip_ratios=(1.0,) if dynamic else ratios)
     sweep = _Sweep(w[rows], root, rows // size, start, ratios, options.block_size)
     sweep.run(0, len(rows), order if dynamic else [rows])
     live = diagonal[rows] > 0
@@ -184,7 +184,7 @@ def _order(count: int, size: int, diagonal: Array, options: GptqOptions) -> list
 
 
 class _Sweep:
-    """Rows in the order of the sweep; ``q`` and ``errors`` fill up."""
+    """Rows in the order of the sweep, and what becomes of them."""
 
     def __init__(
         self,
@@ -205,13 +205,16 @@ class _Sweep:
             ratios: Of the search for parameters.
             block_size: See :class:`GptqOptions`.
         """
-        self.q = np.empty(w.shape, start.q.dtype)
         self.errors = np.empty_like(w)  # of each row, over its place on the root's diagonal
+        self._values = np.empty_like(w)  # what the integers of each row stand for
         self._w, self._root, self._home = w, root, home
-        self._spec, self._ratios, self._block = start.spec, ratios, max(1, block_size)
+        self._start, self._spec = start, start.spec
+        self._ratios, self._block = ratios, max(1, block_size)
         self._scale = start.scale.copy()
-        zero = start.zero_point
-        self._zero = np.zeros(start.scale.shape, np.int32) if zero is None else zero.copy()
+        zero = 0 if start.zero_point is None else start.zero_point
+        self._zero = np.full(start.scale.shape, zero, np.float32)
+        plain = not (start.spec.is_float8 or start.spec.codebook)
+        self._bounds = np.float32([start.spec.qmin, start.spec.qmax]) if plain else None
 
     def run(self, a: int, b: int, pieces: Sequence[Indices]) -> None:
         """Round rows ``a`` to ``b``, which are up to date.
@@ -235,8 +238,12 @@ class _Sweep:
 
     def result(self, back: Indices) -> QTensor:
         """The matrix; ``back`` undoes the order."""
-        zero = None if self._spec.is_signed and not self._zero.any() else self._zero
-        return QTensor(self.q[back], self._scale, zero, self._spec)
+        found = round_with_scale(
+            self._values[back], self._scale, self._zero.astype(np.int32), self._spec
+        )
+        return dataclasses.replace(
+            self._start, q=found.q, scale=found.scale, zero_point=found.zero_point
+        )
 
     def _find(self, a: int, b: int) -> None:
         """Parameters of a group whose rows are up to date."""
@@ -259,22 +266,20 @@ class _Sweep:
             return
         for row in range(a, b):
             group = self._home[row] if len(self._scale) > 1 else 0
-            w, scale, zero = self._w[row], self._scale[group], self._zero[group]
-            stored, value = _nearest(w, scale, zero, self._spec)
-            self.q[row] = stored
-            error = (w - value) / self._root[row, row]
-            self.errors[row] = error
+            value = self._nearest(self._w[row], self._scale[group], self._zero[group])
+            error = np.subtract(self._w[row], value, out=self.errors[row])
+            error /= self._root[row, row]
+            self._values[row] = value
             if row + 1 < b:
                 self._w[row + 1 : b] -= self._root[row, row + 1 : b, None] * error
 
-
-def _nearest(
-    w: Array, scale: Array, zero: npt.NDArray[np.int32], spec: QSpec
-) -> tuple[npt.NDArray[np.generic], Array]:
-    """A row's stored elements, and what they stand for."""
-    if spec.is_float8:
-        found = round_with_scale(w[None], scale[None], zero[None], QSpec(spec.dtype))
-        return found.q[0], found.dequantize()[0]
-    steps = np.rint(w / scale)
-    np.clip(steps, spec.qmin - zero, spec.qmax - zero, out=steps)
-    return (steps + zero).astype(np.int32), steps * scale
+    def _nearest(self, w: Array, scale: Array, zero: Array) -> Array:
+        """What the elements of a row stand for when they are rounded."""
+        if self._bounds is None:
+            return round_trip(w, scale, zero, self._spec)
+        value = w / scale
+        np.rint(value, out=value)
+        np.maximum(value, self._bounds[0] - zero, out=value)
+        np.minimum(value, self._bounds[1] - zero, out=value)
+        value *= scale
+        return value
