@@ -25,6 +25,7 @@ REAL_MODELS = MappingProxyType(
         "efficientnet-lite0": "efficientnet:EfficientNetLite0",
         "ppocr-rec": "ppocr_rec:PpOcrRec",
         "ppocr-det": "ppocr_det:PpOcrDet",
+        "smollm2": "smollm2:SmolLM2",
         "whisper-encoder": "whisper:WhisperEncoder",
         "whisper-decoder": "whisper:WhisperDecoder",
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from qcompiler_models.assets import Asset, AssetError, fetch
 
-__all__ = ["sentences", "verse_pairs"]
+__all__ = ["novel", "sentences", "verse_pairs"]
 
 _NOVELS = Asset(
     kind="deb",
@@ -61,11 +61,7 @@ def sentences(novel: str) -> tuple[str, ...]:
     Args:
         novel: ``emma`` is for calibration, ``persuasion`` for scores; see ``_NOVEL_NAMES``.
     """
-    if novel not in _NOVEL_NAMES:
-        raise KeyError(f"no novel named {novel!r}; there are {', '.join(_NOVEL_NAMES)}")
-    file = fetch(_NOVELS) / _NOVELS.members[0]
-    lines = _read_character_vectors(file)[_NOVEL_NAMES.index(novel)]
-    paragraphs = " ".join(line or "\n" for line in lines).split("\n")
+    paragraphs = " ".join(line or "\n" for line in _lines(novel)).split("\n")
     found: list[str] = []
     for paragraph in paragraphs:
         text = " ".join(paragraph.split())
@@ -73,6 +69,23 @@ def sentences(novel: str) -> tuple[str, ...]:
             continue
         found += _SENTENCE_END.split(text)
     return tuple(s for s in found if 20 <= len(s) <= 400)
+
+
+@functools.cache
+def novel(name: str) -> str:
+    """A whole novel of Jane Austen, title and headings included, with single spaces only.
+
+    Args:
+        name: As of :func:`sentences`.
+    """
+    return " ".join(" ".join(_lines(name)).split())
+
+
+def _lines(novel: str) -> list[str]:
+    if novel not in _NOVEL_NAMES:
+        raise KeyError(f"no novel named {novel!r}; there are {', '.join(_NOVEL_NAMES)}")
+    file = fetch(_NOVELS) / _NOVELS.members[0]
+    return _read_character_vectors(file)[_NOVEL_NAMES.index(novel)]
 
 
 def _read_character_vectors(file: pathlib.Path) -> list[list[str]]:

@@ -129,7 +129,8 @@ def _load_tensors(model: ir.Model, source: str) -> None:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or isinstance(
-                tensor, ir.Tensor | ir.ExternalTensor | ir.StringTensor | ir.PackedTensor
+                tensor,
+                ir.Tensor | ir.ExternalTensor | ir.StringTensor | ir.PackedTensor | ir.LazyTensor,
             ):
                 continue
             if tensor.dtype is not ir.DataType.STRING:

@@ -24,7 +24,6 @@ _WEIGHT_FILES = {
     ".bin": "a .bin file holds weights only",
     ".ckpt": "a .ckpt file holds weights only",
     ".safetensors": "a .safetensors file holds weights only",
-    ".gguf": "a .gguf file holds weights only",
 }
 
 
@@ -80,9 +79,16 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
                 f"give the file itself: {path / inside[0]}" if inside else "give an ONNX file",
             )
         _need(str(path), "torch", "transformers")
-        from qcompiler.frontends import transformers_model
+        from qcompiler.frontends import decoder, transformers_model
 
+        if example_inputs is None and decoder.is_decoder(path):
+            return decoder.open_folder(path)
         return transformers_model.open_folder(path, example_inputs)
+    if path.suffix == ".gguf":
+        _need(str(path), "torch", "transformers")
+        from qcompiler.frontends import decoder
+
+        return decoder.open_gguf(path)
     if path.suffix == ".pt2":
         _need(str(path), "torch")
         from qcompiler.frontends import exported_program
@@ -125,8 +131,10 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
         import transformers
 
         if isinstance(model, transformers.PreTrainedModel):
-            from qcompiler.frontends import transformers_model
+            from qcompiler.frontends import decoder, transformers_model
 
+            if example_inputs is None and decoder.is_decoder(model.config):
+                return decoder.open_pretrained(model, type(model).__name__)
             return transformers_model.open_pretrained(model, example_inputs, type(model).__name__)
     from qcompiler.frontends import torch_module
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.walk import all_nodes
 
-__all__ = ["inherit", "mark_origins", "module_of", "origins", "user_nodes"]
+__all__ = ["inherit", "mark_origins", "module_of", "origins", "set_module", "user_nodes"]
 
 _ORIGIN = "qcompiler.origin"
 _MODULE = "qcompiler.module"
@@ -36,6 +36,11 @@ def origins(node: ir.Node) -> tuple[str, ...]:
 def module_of(node: ir.Node) -> str:
     """Module path of the torch model (``encoder.layer.3.output.dense``), or ""."""
     return node.metadata_props.get(_MODULE, "")
+
+
+def set_module(node: ir.Node, path: str) -> None:
+    """Say which module of the user's model a node belongs to, where no exporter wrote it."""
+    node.metadata_props[_MODULE] = path
 
 
 def inherit(new: Iterable[ir.Node], old: Iterable[ir.Node]) -> None:

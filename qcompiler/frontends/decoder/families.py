@@ -1,0 +1,100 @@
+"""What distinguishes the families of decoders, as data.
+
+A role that a family's table lacks is absent from its graph: no ``gate`` is a plain MLP, no
+``positions`` leaves the order to rotary embedding, and so on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+__all__ = ["FAMILIES", "Family"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """Structure and names of one kind of decoder.
+
+    Attributes:
+        top: Module path by role outside the layers: ``embedding``, ``positions`` (learned),
+            ``norm`` (behind the last layer), ``head``.
+        layers: Module path of a layer, with ``{}`` for its index.
+        modules: Module path inside a layer by role: ``q``, ``k``, ``v``, ``o``; ``gate``, ``up``,
+            ``down``; norms ``before_attention``, ``after_attention`` (on what is added),
+            ``before_mlp``, ``after_mlp``, ``q_norm``, ``k_norm`` (on each head). Roles of one
+            module share its weight, in the order of the table, along the outputs.
+        norm: ``rms`` or ``layer``.
+        norm_offset: What the stored weight of a norm lacks.
+        scaled_embedding: Embeddings are multiplied by the square root of their width.
+        stored: Whether weights of linear layers are stored ``[out, in]`` or ``[in, out]``.
+    """
+
+    top: Mapping[str, str]
+    layers: str
+    modules: Mapping[str, str]
+    norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    stored: Literal["out-in", "in-out"] = "out-in"
+
+
+_TOP = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+_LLAMA = {
+    "before_attention": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "before_mlp": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_HEAD_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_FUSED = dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj") | dict.fromkeys(
+    ("gate", "up"), "mlp.gate_up_proj"
+)
+_AROUND = {
+    "after_attention": "post_attention_layernorm",
+    "before_mlp": "pre_feedforward_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
+_GPT2 = {
+    "before_attention": "ln_1",
+    "q": "attn.c_attn",
+    "k": "attn.c_attn",
+    "v": "attn.c_attn",
+    "o": "attn.c_proj",
+    "before_mlp": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+}
+_LAYERS = "model.layers.{}"
+_PLAIN = Family(_TOP, _LAYERS, _LLAMA)
+_GEMMA = Family(_TOP, _LAYERS, _LLAMA, norm_offset=1.0, scaled_embedding=True)
+
+# By ``model_type`` of config.json.
+FAMILIES: Mapping[str, Family] = {
+    "llama": _PLAIN,
+    "mistral": _PLAIN,
+    "qwen2": _PLAIN,  # its biases on q, k and v are found in the checkpoint
+    "qwen3": dataclasses.replace(_PLAIN, modules=_LLAMA | _HEAD_NORMS),
+    "phi3": dataclasses.replace(_PLAIN, modules=_LLAMA | _FUSED),
+    "gemma": _GEMMA,
+    "gemma2": dataclasses.replace(_GEMMA, modules=_LLAMA | _AROUND),
+    "gemma3_text": dataclasses.replace(_GEMMA, modules=_LLAMA | _AROUND | _HEAD_NORMS),
+    "gpt2": Family(
+        {
+            "embedding": "transformer.wte",
+            "positions": "transformer.wpe",
+            "norm": "transformer.ln_f",
+            "head": "lm_head",
+        },
+        "transformer.h.{}",
+        _GPT2,
+        norm="layer",
+        stored="in-out",
+    ),
+}

@@ -1,0 +1,190 @@
+"""Sizes and switches of one decoder, read from its transformers configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.diagnostics import Code, QcError
+
+__all__ = ["PLAIN_EXPORT", "Activation", "Geometry", "Rotary"]
+
+PLAIN_EXPORT = "give example_inputs to export it as it is, without a key-value cache"
+
+Activation = Literal["silu", "gelu", "gelu-tanh", "relu"]
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu-tanh",
+    "gelu_pytorch_tanh": "gelu-tanh",
+    "relu": "relu",
+}
+# Frequencies that do not depend on the length of the text.
+_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
+# Switches of a configuration that the builder does not know how to write.
+_UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("quantization_config", bool, "weights that are quantized already"),
+    ("add_cross_attention", bool, "cross attention"),
+    ("scale_attn_by_inverse_layer_idx", bool, "attention scaled by the layer's index"),
+    ("use_bidirectional_attention", bool, "attention in both directions"),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rotary:
+    """Rotary position embedding.
+
+    Attributes:
+        frequencies: Radians per position, ``[rotated width / 2]``.
+        factor: Multiplies sine and cosine.
+    """
+
+    frequencies: npt.NDArray[np.float32]
+    factor: float
+
+    def caches(self, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Cosine and sine, ``[positions, rotated width / 2]`` each."""
+        angles = np.outer(np.arange(positions, dtype=np.float32), self.frequencies)
+        factor = np.float32(self.factor)
+        return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes and switches.
+
+    Attributes:
+        layers: Number of layers.
+        width: Of the residual stream.
+        inner: Width inside the MLP.
+        heads: Query heads.
+        kv_heads: Key and value heads; a divisor of ``heads``.
+        head_width: Of one head.
+        vocabulary: Number of tokens.
+        positions: Longest text the model allows.
+        epsilon: Of the norms.
+        activation: Of the MLP.
+        tied: Whether the head is the embedding, transposed.
+        scale: What scores of attention are multiplied by; None is ``head_width ** -0.5``.
+        softcap: Scores become ``softcap * tanh(scores / softcap)``; 0 is off.
+        logit_softcap: The same for logits.
+        windows: For each layer how many positions attention looks back, itself included; None
+            is all.
+        rotary: For each layer its rotary embedding, None without. Equal ones are one object.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    positions: int
+    epsilon: float
+    activation: Activation
+    tied: bool
+    scale: float | None
+    softcap: float
+    logit_softcap: float
+    windows: tuple[int | None, ...]
+    rotary: tuple[Rotary | None, ...]
+
+    @classmethod
+    def of(cls, config: Any, source: str, *, rotary: bool) -> Geometry:
+        """Read a transformers configuration.
+
+        Args:
+            config: The configuration.
+            source: The user's name for the model.
+            rotary: Whether positions come from rotary embedding.
+
+        Raises:
+            QcError: QC707, a switch of the configuration has no form here.
+        """
+        for name, is_on, what in _UNSUPPORTED:
+            if is_on(getattr(config, name, None)):
+                raise unsupported(source, f"{what} ({name})")
+        heads, width, layers = (
+            config.num_attention_heads,
+            config.hidden_size,
+            config.num_hidden_layers,
+        )
+        asked = _first(config, "hidden_activation", "hidden_act", "activation_function")
+        if asked not in _ACTIVATIONS:
+            raise unsupported(source, f"the activation {asked!r}")
+        kinds = getattr(config, "layer_types", None) or [None] * layers
+        known = {None, "full_attention", "sliding_attention"}
+        if strange := sorted(set(kinds) - known):
+            raise unsupported(source, f"layers of the kind {strange[0]!r}")
+        window = getattr(config, "sliding_window", None)
+        scalar = getattr(config, "query_pre_attn_scalar", None)
+        ropes = {kind: _rotary(config, kind, source) if rotary else None for kind in set(kinds)}
+        return cls(
+            layers=layers,
+            width=width,
+            inner=_first(config, "intermediate_size", "n_inner") or 4 * width,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_width=getattr(config, "head_dim", None) or width // heads,
+            vocabulary=config.vocab_size,
+            positions=config.max_position_embeddings,
+            epsilon=_first(config, "rms_norm_eps", "layer_norm_epsilon"),
+            activation=_ACTIVATIONS[asked],
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
+            scale=scalar**-0.5 if scalar else None,
+            softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
+            logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+            windows=tuple(None if kind == "full_attention" else window for kind in kinds),
+            rotary=tuple(ropes[kind] for kind in kinds),
+        )
+
+
+def unsupported(source: str, what: str) -> QcError:
+    """The refusal of a part that the builder cannot write."""
+    return QcError(
+        Code.UNSUPPORTED_INPUT,
+        source,
+        f"the decoder has {what}, which is not supported with a key-value cache",
+        PLAIN_EXPORT,
+    )
+
+
+def _first(config: Any, *names: str) -> Any:
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+def _rotary(config: Any, kind: str | None, source: str) -> Rotary:
+    """Frequencies of one kind of layers, by transformers' own formulas."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = _rope_parameters(config, kind)
+    name = said.get("rope_type") or said.get("type") or "default"
+    if name not in _ROTARY:
+        raise unsupported(source, f"rotary embedding of the type {name!r}")
+    if name != "default":
+        nested = kind is not None and kind in (getattr(config, "rope_parameters", None) or {})
+        layer = {"layer_type": kind} if nested else {}
+        frequencies, factor = ROPE_INIT_FUNCTIONS[name](config, None, **layer)
+        return Rotary(frequencies.numpy().astype(np.float32), float(factor))
+    head_width = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    share = said.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
+    width = int(head_width * share)
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    theta = said.get("rope_theta", getattr(config, "rope_theta", 10000.0))
+    return Rotary((1.0 / np.float32(theta) ** exponents).astype(np.float32), 1.0)
+
+
+def _rope_parameters(config: Any, kind: str | None) -> Mapping[str, Any]:
+    """``rope_parameters`` of transformers 5, which may differ by kind, or ``rope_scaling``."""
+    said = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = said.get(kind) if kind is not None else None
+    return nested if isinstance(nested, Mapping) else said
