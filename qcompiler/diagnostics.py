@@ -111,6 +111,11 @@ class Code(enum.Enum):
         Severity.INFO,
         "Returned to float because quantizing it does much damage to the model's output.",
     )
+    COARSE_WEIGHT = (
+        "QC125",
+        Severity.INFO,
+        "One scale for the weight would change most of its output channels by over a tenth.",
+    )
     # --- QC2xx: calibration ----------------------------------------------------------------
     EMPTY_CALIBRATION = ("QC201", Severity.ERROR, "The calibration source gave no sample.")
     FEED_NAME = ("QC202", Severity.ERROR, "A feed names an input wrongly, or lacks one.")

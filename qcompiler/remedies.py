@@ -53,6 +53,8 @@ REMEDIES: Mapping[Code, str] = {
     "`qcompile explain OUT --sensitivity` shows the ranking.",
     Code.REFERENCE_ONLY: "Use the artifact to see what the precision costs; compile for a target "
     "that has the kernels (`tensorrt`, `cuda`) to deploy it.",
+    Code.COARSE_WEIGHT: 'Use `weights.granularity = "channel"` where the target has it, or a '
+    "rule with scheme `static` on the node.",
     # calibration
     Code.EMPTY_CALIBRATION: "Check the path, the filter or the generator: one sample is the least, "
     "some dozens are good.",

@@ -89,11 +89,17 @@ def outputs(model: ir.Model, feed: Feed, settings: SessionSettings = PLAIN) -> l
 
 
 def integers(model: ir.Model) -> list[bytes]:
-    """Weights: 8-bit constants of more than one axis or place, as signed numbers, sorted."""
+    """Weights: 8-bit constants of more than one axis or place, as signed numbers, sorted.
+
+    Channels of zeros, which images get, do not count.
+    """
     found = []
     for value in model.graph.initializers.values():
         array = value.const_value.numpy() if value.const_value is not None else np.zeros(0)
         if array.dtype in (np.int8, np.uint8) and array.ndim >= 2:
             shift = 128 if array.dtype == np.uint8 else 0
-            found.append(np.sort((array.astype(np.int16) - shift).reshape(-1)).tobytes())
+            signed = array.astype(np.int16) - shift
+            if signed.ndim == 4:
+                signed = signed[:, signed.any(axis=(0, 2, 3))]
+            found.append(np.sort(signed.reshape(-1)).tobytes())
     return sorted(found)

@@ -492,6 +492,60 @@ def test_of_two_schemes_at_run_time_the_first_is_taken_whatever_it_costs(order) 
         assert not state.diagnostics
 
 
+# --- layouts --------------------------------------------------------------------------------
+
+CHAIN = "[first] a = Conv<pads=[1,1,1,1]>(x, W1)  [second] y = Conv<pads=[1,1,1,1]>(a, W2)"
+
+
+@pytest.mark.parametrize(("layout_ns", "integer"), [(0, {"second"}), (32_000, set())])
+def test_an_image_between_a_float_and_an_integer_convolution_changes_its_layout(
+    layout_ns: int, integer: set[str]
+) -> None:
+    # 576 multiply-accumulates: 432 us are saved, and 32 elements change their layout
+    inputs = "float[1,2,4,4] x, float[2,2,3,3] W1, float[2,2,3,3] W2"
+    target = with_costs(layout=Cost(per_element_ns=layout_ns))
+    recipe = {"rules": [{"match": "first", "scheme": "float"}]}
+    plan = planned(graph(CHAIN, inputs, "float y"), recipe, target).plan
+    assert set(kernels(plan)) == integer
+
+
+def test_only_what_a_convolution_gives_or_takes_has_a_layout_to_change() -> None:
+    inputs = "float[1,2,4,4] x, float[2,2,3,3] W1, float[2,2,3,3] W2"
+    target = with_costs(layout=Cost(per_element_ns=1_000_000))
+    plan = planned(graph(CHAIN, inputs, "float y"), None, target).plan
+    assert set(kernels(plan)) == {"first", "second"}
+
+
+# --- one scale per weight -------------------------------------------------------------------
+
+
+def weight_of(*lengths: float) -> str:
+    """A Conv whose output channels have weights of these sizes."""
+    rows = ", ".join(f"{size * factor:g}" for size in lengths for factor in (1.0, -0.37))
+    return f"W = Constant<value = float[{len(lengths)},2,1,1] {{{rows}}}>()"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "told"),
+    [
+        ((1.0, 0.9, 0.011, 0.011), None),  # half of them is not most
+        ((1.0, 0.011, 0.011, 0.011), Code.COARSE_WEIGHT),
+        ((1.0, 0.0, 0.0, 0.0), None),  # zeros lose nothing
+    ],
+)
+def test_channels_too_unlike_for_one_scale_stay_in_float(
+    lengths: tuple[float, ...], told: Code | None
+) -> None:
+    model = graph(f"{weight_of(*lengths)}  [conv] y = Conv(x, W)", "float[1,2,8,8] x", "float y")
+    recipe = {"base": "static-int8", "weights": {"granularity": "tensor"}}
+    plan = planned(model, recipe).plan
+    assert codes(plan).get("conv") is told
+    assert ("conv" in kernels(plan)) is (told is None)
+    forced = planned(model, {**recipe, "force": True}).plan
+    assert "conv" in kernels(forced)
+    assert "conv" in kernels(planned(model, "static-int8").plan)
+
+
 # --- given plans ----------------------------------------------------------------------------
 
 

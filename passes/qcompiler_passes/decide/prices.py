@@ -17,6 +17,17 @@ __all__ = ["Prices"]
 _NO_FLOAT, _NO_KERNEL, _NO_CARRY, _NO_CONVERSION = 10.0, 1.0, 10.0, 0.5
 
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def _behind_convolution(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is not None and producer.op_type in ("Relu", "Clip"):
+        source = producer.inputs[0]
+        producer = source.producer() if source is not None else None
+    return producer is not None and producer.op_type in _CONVOLUTIONS
+
+
 class Prices:
     """Asks the target's cost table. A target without one gets an order instead of times."""
 
@@ -47,11 +58,12 @@ class Prices:
 
     def quantize(self, value: ir.Value, key: str = "quantize") -> float:
         """Making a value low precision; 0 when its shape is unknown."""
-        return self._conversion(value, key)
+        return self._conversion(value, key) + self._relayout(value, _behind_convolution(value))
 
     def dequantize(self, value: ir.Value) -> float:
         """Making a value float again; 0 when its shape is unknown."""
-        return self._conversion(value, "dequantize")
+        before = any(node.op_type in _CONVOLUTIONS for node in value.consumers())
+        return self._conversion(value, "dequantize") + self._relayout(value, before)
 
     def has_shape(self, node: ir.Node) -> bool:
         """Whether the node's work is known."""
@@ -62,6 +74,14 @@ class Prices:
             return unpriced
         work = work_of(node, self._shapes)
         return None if work is None else cost_us(self._target, key, work)
+
+    def _relayout(self, value: ir.Value, meets_convolution: bool) -> float:
+        """Float and integer convolutions keep images in layouts of their own (NCHWc and NHWC)."""
+        shape = shape_of(value, self._shapes)
+        if not (self.known and meets_convolution) or shape is None or len(shape) != 4:
+            return 0.0
+        work = Work(0, math.prod(shape[:-1]), math.prod(shape))
+        return cost_us(self._target, "layout", work) or 0.0
 
     def _conversion(self, value: ir.Value, key: str) -> float:
         if not self.known:

@@ -21,6 +21,7 @@ from qcompiler.targets.conditions import (
 )
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
+from qcompiler_passes.decide.coarse import coarse_channels
 from qcompiler_passes.decide.wishes import Wish
 
 __all__ = ["Refusal", "Rows", "is_float", "operand_specs", "reads_low", "telling"]
@@ -52,6 +53,7 @@ _TELLING = (
     Code.GROUP_SIZE,
     Code.TRAP,
     Code.CONDITION,
+    Code.COARSE_WEIGHT,
     Code.DOES_NOT_PAY,
     Code.NO_CALIBRATION,
     Code.NOT_SELECTED,
@@ -255,7 +257,7 @@ class Rows:
             one = weight is not None and weight.granularity is Granularity.TENSOR
             if one and self.granularity == "channel":
                 return Refusal(Code.CONDITION, f"{row.id} takes one scale per weight ({weight})")
-            return None
+            return self._coarse(row, node, wish)
         index = weight_index(row)
         if weight is None or index is None:
             return Refusal(
@@ -286,6 +288,23 @@ class Rows:
         if wish.force and not wish.is_demand and others:
             return _shared(value, others[0])
         return None
+
+    def _coarse(self, row: Kernel, node: ir.Node, wish: Wish) -> Refusal | None:
+        """One scale for channels that differ much, where float is a choice and nobody insists."""
+        index = weight_index(row)
+        spec = row.inputs[index] if index is not None else None
+        wanted = wish.force or wish.is_demand or not self.target.costs
+        if self.granularity != "tensor" or wanted or index is None or spec is None:
+            return None
+        found = coarse_channels(node.inputs[index], spec)
+        if found is None:
+            return None
+        coarse, channels = found
+        return Refusal(
+            Code.COARSE_WEIGHT,
+            f"one scale changes the weights of {coarse} of {channels} output channels by over 10 %",
+            "a rule with scheme 'static' quantizes it nevertheless",
+        )
 
     def _bad_table(self, value: ir.Value, shape: tuple[int, ...], wish: Wish) -> Refusal | None:
         size = math.prod(shape) * 4

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape, add_initializer, constant
 from qcompiler.numerics.packing import pack_matmul_nbits
+from qcompiler_passes.lower.image_channels import in_fours
 from qcompiler_passes.lower.qdq_sites import (
     Operand,
     Site,
@@ -157,9 +158,10 @@ def qlinear_conv(site: Site, tape: Tape) -> Lowered:
     bias = None
     if len(site.node.inputs) > 2 and site.node.inputs[2] is not None:
         bias = site.operand(2).q
+    pixels, weight = in_fours(site.node, x.q, w, tape)
     result = tape.op(
         "QLinearConv",
-        *(x.q, x.scale, _zero_point(x, tape), w.q, w.scale, _zero_point(w, tape)),
+        *(pixels, x.scale, _zero_point(x, tape), weight, w.scale, _zero_point(w, tape)),
         *(y.inputs[1], y.inputs[2], *_optional(bias)),
         **_attributes(site.node),
     )

@@ -224,6 +224,7 @@ COSTS: Mapping[str, Cost] = {
     "global-average-pool-static": Cost(fixed_us=2.6, per_element_ns=0.0256),
     "concat-static": Cost(fixed_us=1.95, per_element_ns=0.0272),
     "quantize": Cost(fixed_us=1.3, per_element_ns=0.121),
+    "layout": Cost(per_element_ns=0.48),  # ReorderOutput and Transpose, EfficientNet-Lite0
     "dequantize": Cost(fixed_us=1.3, per_element_ns=0.1),
     "quantize-dynamic": Cost(fixed_us=2, per_element_ns=0.205),
     "quantize-token": Cost(fixed_us=6.5, per_element_ns=0.45),

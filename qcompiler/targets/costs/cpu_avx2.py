@@ -225,6 +225,7 @@ COSTS: Mapping[str, Cost] = {
     "global-average-pool-static": Cost(fixed_us=2.6, per_element_ns=0.0307),
     "concat-static": Cost(fixed_us=1.95, per_element_ns=0.0326),
     "quantize": Cost(fixed_us=1.3, per_element_ns=0.145),
+    "layout": Cost(per_element_ns=0.3),  # ReorderOutput and Transpose, EfficientNet-Lite0
     "dequantize": Cost(fixed_us=1.3, per_element_ns=0.12),
     "quantize-dynamic": Cost(fixed_us=2, per_element_ns=0.246),
     "quantize-token": Cost(fixed_us=6.5, per_element_ns=0.54),

@@ -151,7 +151,7 @@ COSTS: Mapping[str, Cost] = {
     "conv-static/depthwise": Cost(
         fixed_us=10.3, per_mac_ns=((64, 0.00885), (1024, 0.0074), (8192, 0.0092), (25088, 0.0112))
     ),
-    "conv-static/stem": Cost(fixed_us=8.6, per_mac_ns=((1024, 0.00165),), per_element_ns=0.27),
+    "conv-static/stem": Cost(fixed_us=8.6, per_mac_ns=((1024, 0.00165),), per_element_ns=0.06),
     "add-static": Cost(fixed_us=1.6, per_element_ns=0.055),
     "mul-static": Cost(fixed_us=2.2, per_element_ns=0.104),
     "sigmoid-static": Cost(fixed_us=2.5, per_element_ns=0.138),
@@ -160,6 +160,7 @@ COSTS: Mapping[str, Cost] = {
     "global-average-pool-static": Cost(fixed_us=2, per_element_ns=0.016),
     "concat-static": Cost(fixed_us=1.5, per_element_ns=0.017),
     "quantize": Cost(fixed_us=1, per_element_ns=0.034),
+    "layout": Cost(per_element_ns=0.3),  # ReorderOutput and Transpose, EfficientNet-Lite0
     "dequantize": Cost(fixed_us=0.6, per_element_ns=0.1),
     "quantize-dynamic": Cost(fixed_us=1.5, per_element_ns=0.058),
     "quantize-token": Cost(fixed_us=5.5, per_element_ns=0.21),
