@@ -24,6 +24,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu-tanh",
     "relu": "relu",
 }
+_HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary embedding; it checks that when it runs
 # Frequencies that do not depend on the length of the text.
 _ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
 # Switches of a configuration that the builder does not know how to write.
@@ -115,6 +116,11 @@ class Geometry:
             config.hidden_size,
             config.num_hidden_layers,
         )
+        head_width = getattr(config, "head_dim", None) or width // heads
+        if rotary and head_width % _HEAD_MULTIPLE:
+            raise unsupported(
+                source, f"heads of width {head_width}, no multiple of {_HEAD_MULTIPLE}"
+            )
         asked = _first(config, "hidden_activation", "hidden_act", "activation_function")
         if asked not in _ACTIVATIONS:
             raise unsupported(source, f"the activation {asked!r}")
@@ -131,7 +137,7 @@ class Geometry:
             inner=_first(config, "intermediate_size", "n_inner") or 4 * width,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_width=getattr(config, "head_dim", None) or width // heads,
+            head_width=head_width,
             vocabulary=config.vocab_size,
             positions=config.max_position_embeddings,
             epsilon=_first(config, "rms_norm_eps", "layer_norm_epsilon"),

@@ -1,0 +1,145 @@
+"""Tiny random language models of each family, and what transformers makes of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GPT2 = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 101,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+# Class name and what its configuration says.
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {**_SIZES}),
+    "llama-tied": ("Llama", {**_SIZES, "tie_word_embeddings": True}),
+    "llama-biases": ("Llama", {**_SIZES, "attention_bias": True, "mlp_bias": True}),
+    "llama-llama3": ("Llama", {**_SIZES, "rope_parameters": _LLAMA3}),
+    "llama-linear": ("Llama", {**_SIZES, "rope_parameters": _LINEAR}),
+    "llama-yarn": ("Llama", {**_SIZES, "rope_parameters": _YARN}),
+    "llama-wide-heads": ("Llama", {**_SIZES, "head_dim": 48}),
+    "mistral-window": ("Mistral", {**_SIZES, "sliding_window": 5}),
+    "qwen2": ("Qwen2", {**_SIZES}),
+    "qwen3": ("Qwen3", {**_SIZES, "head_dim": 16}),
+    "phi3": ("Phi3", {**_SIZES}),
+    "phi3-partial": (
+        "Phi3",
+        {
+            **_SIZES,
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "gemma": ("Gemma", {**_SIZES, "head_dim": 16}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 5,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "gpt2": ("GPT2", {**_GPT2}),
+}
+_CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+_MODELS = {"GPT2": "GPT2LMHeadModel"}
+
+
+def decoder(name: str) -> Any:
+    """A seeded model in evaluation mode, with larger weights than at the start of training.
+
+    So that attention is not uniform, norms are not ones, and biases are not zeros.
+    """
+    import torch
+    import transformers
+
+    cls, sizes = DECODERS[name]
+    config = getattr(transformers, _CONFIGS.get(cls, f"{cls}Config"))(**sizes)
+    torch.manual_seed(0)
+    config._attn_implementation = "eager"  # sdpa has no softcap
+    model = getattr(transformers, _MODELS.get(cls, f"{cls}ForCausalLM"))(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 10
+            parameter.add_(torch.randn_like(parameter) / fan_in**0.5)
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> np.ndarray:
+    """Random tokens other than the special ones."""
+    return np.random.default_rng(seed).integers(3, 101, (batch, length))
+
+
+def transformers_logits(model: Any, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """All logits of whole texts."""
+    import torch
+
+    mask = np.ones_like(ids) if mask is None else mask
+    with torch.no_grad():
+        found = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
+    return np.asarray(found.numpy())
+
+
+def decoder_feed(
+    ids: np.ndarray, mask: np.ndarray, past: dict[str, np.ndarray] | None, specs: Any
+) -> dict[str, np.ndarray]:
+    """Inputs of our graph; ``past`` are the outputs of the step before."""
+    feed = {"input_ids": ids, "attention_mask": mask}
+    for spec in specs:
+        if spec.name.startswith("past_key_values."):
+            before = spec.name.replace("past_key_values", "present")
+            empty = np.zeros((len(ids), spec.shape[1], 0, spec.shape[3]), np.float32)
+            feed[spec.name] = empty if past is None else past[before]
+    return feed

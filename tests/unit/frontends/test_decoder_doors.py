@@ -1,0 +1,173 @@
+"""The decoder builder: logits of transformers, cache, padding, lazy weights, refusals."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from decoders import DECODERS, decoder, decoder_feed, tokens, transformers_logits
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends import open_model
+from qcompiler.ir.lazy import tied, view_of
+from qcompiler.ir.provenance import module_of
+from qcompiler.runtime.inputs import input_specs
+from qcompiler.runtime.session import open_session, run
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+CLOSE = 2e-5  # of the largest logit; float32 through two layers, kernels of two libraries
+
+
+def check(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_are_those_of_transformers_with_and_without_a_past(name: str) -> None:
+    model = decoder(name)
+    ids = tokens(2, 12)
+    wanted = transformers_logits(model, ids)
+    opened = open_model(model)
+    session, specs = open_session(opened.model, threads=1), input_specs(opened.model)
+    ones = np.ones_like(ids)
+    check(run(session, decoder_feed(ids, ones, None, specs))["logits"], wanted)
+    step = run(session, decoder_feed(ids[:, :9], ones[:, :9], None, specs))
+    for end in range(10, 13):
+        step = run(session, decoder_feed(ids[:, end - 1 : end], ones[:, :end], step, specs))
+        check(step["logits"], wanted[:, end - 1 : end])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_texts_of_one_batch_are_padded_on_the_right_and_go_on_apart(name: str) -> None:
+    model = decoder(name)
+    long, short = tokens(1, 9)[0], tokens(1, 6, seed=1)[0]
+    more = tokens(2, 2, seed=2)
+    ids = np.stack([long, np.pad(short, (0, 3))])
+    mask = np.stack([np.ones(9, np.int64), np.pad(np.ones(6, np.int64), (0, 3))])
+    opened = open_model(model)
+    session, specs = open_session(opened.model, threads=1), input_specs(opened.model)
+    step = run(session, decoder_feed(ids, mask, None, specs))
+    alone = [np.concatenate([long, more[0]]), np.concatenate([short, more[1]])]
+    wanted = [transformers_logits(model, text[None])[0] for text in alone]
+    check(step["logits"][0], wanted[0][:9])
+    check(step["logits"][1, :6], wanted[1][:6])
+    for index in range(2):
+        mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+        step = run(session, decoder_feed(more[:, index : index + 1], mask, step, specs))
+        check(step["logits"][0, 0], wanted[0][9 + index])
+        check(step["logits"][1, 0], wanted[1][6 + index])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_folder_gives_the_logits_of_its_weights_whatever_their_type(
+    dtype: str, tmp_path: pathlib.Path
+) -> None:
+    model = decoder("llama-tied").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path)
+    opened = open_model(tmp_path)
+    assert opened.example is not None
+    found = run(open_session(opened.model, threads=1), opened.example)["logits"]
+    # read anew in float32: .float() would keep the rotary frequencies of the narrow type
+    wide = type(model).from_pretrained(tmp_path, dtype=torch.float32)
+    check(found, transformers_logits(wide, opened.example["input_ids"]))
+
+
+def test_shards_are_read_through_their_index(tmp_path: pathlib.Path) -> None:
+    model = decoder("phi3")
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    opened = open_model(tmp_path)
+    assert opened.example is not None
+    found = run(open_session(opened.model, threads=1), opened.example)["logits"]
+    check(found, transformers_logits(model, opened.example["input_ids"]))
+
+
+def test_weights_stay_in_the_file_and_tied_ones_are_known(tmp_path: pathlib.Path) -> None:
+    decoder("llama-tied").save_pretrained(tmp_path)
+    constants = open_model(tmp_path).model.graph.initializers
+    table, head = constants["model.embed_tokens.weight"], constants["lm_head.weight"]
+    other = constants["model.layers.0.mlp.up_proj.weight"]
+    assert tied(table.const_value, head.const_value)
+    assert not tied(table.const_value, other.const_value)
+    view = view_of(other.const_value)
+    assert view is not None
+    mapped = view.array()
+    assert not mapped.flags.owndata, "a float32 weight is a view of the mapped file"
+    assert not mapped.flags.writeable
+
+
+def test_linear_layers_are_matmuls_under_the_path_of_their_module() -> None:
+    graph = open_model(decoder("phi3")).model.graph
+    found = {
+        (node.name, module_of(node)) for node in graph if node.op_type == "MatMul" and node.name
+    }
+    layer = "model.layers.1"
+    for part in ("self_attn.qkv_proj.q", "mlp.gate_up_proj.up", "mlp.down_proj"):
+        module = part.removesuffix(".q").removesuffix(".up")
+        assert (f"{layer}.{part}/MatMul", f"{layer}.{module}") in found
+
+
+def test_example_inputs_give_the_plain_export() -> None:
+    ids = torch.from_numpy(tokens(2, 8))
+    opened = open_model(decoder("llama"), {"input_ids": ids})
+    assert [value.name for value in opened.model.graph.inputs] == ["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, "architecture 'opt'"),
+        ({"hidden_act": "tanh"}, "activation 'tanh'"),
+        ({"head_dim": 24}, "heads of width 24"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized already"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rotary embedding of the type 'dynamic'",
+        ),
+        ({"intermediate_size": 64}, "config.json wants"),
+        ({"num_hidden_layers": 1}, "weights belong to no part"),
+        ({"num_hidden_layers": 3}, "has no weight"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(
+    changes: dict[str, Any], said: str, tmp_path: pathlib.Path
+) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(QcError, match=said) as caught:
+        open_model(tmp_path)
+    assert caught.value.diagnostic.code is Code.UNSUPPORTED_INPUT
+
+
+def damage_header(folder: pathlib.Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def cut(folder: pathlib.Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def point_outside(folder: pathlib.Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def remove(folder: pathlib.Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("harm", [damage_header, cut, point_outside, remove])
+def test_damaged_checkpoints_are_refused(harm: Any, tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(QcError) as caught:
+        open_model(tmp_path)
+    assert caught.value.diagnostic.code in (Code.UNSUPPORTED_INPUT, Code.EXTERNAL_DATA)
