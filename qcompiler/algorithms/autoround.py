@@ -87,6 +87,7 @@ def autoround(
     inputs: Sequence[Sample],
     targets: Sequence[Sample],
     *,
+    keep: Sequence[Tensor | None] | None = None,
     options: AutoRoundOptions = AutoRoundOptions(),
     progress: Callable[[int, float], None] | None = None,
 ) -> AutoRoundResult:
@@ -98,6 +99,7 @@ def autoround(
             scale for each index of an axis.
         inputs: For each sample what the block gets in the quantized model.
         targets: For each sample what the float block gives on float inputs.
+        keep: For each sample which rows ``[batch, sequence]`` are data, None being all.
         options: See :class:`AutoRoundOptions`.
         progress: Told the step and its loss.
 
@@ -107,10 +109,13 @@ def autoround(
     rounded = {value: RoundedWeight(block.constant(value), spec) for value, spec in specs.items()}
     for value, module in rounded.items():
         block.put_behind(value, module)
-    before = _loss(block, inputs, targets, options.batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    block.module.to(device)
+    data = _Data(block, inputs, targets, keep, device)
+    before = data.mean_loss(options.batch_size)
     start = {value: module.to_qtensor() for value, module in rounded.items()}
-    steps = _train(block, list(rounded.values()), inputs, targets, options, progress)
-    after = _loss(block, inputs, targets, options.batch_size)
+    steps = _train(data, list(rounded.values()), options, progress)
+    after = data.mean_loss(options.batch_size)
     if not after < before:
         return AutoRoundResult(start, before, before, steps)
     tensors = {value: module.to_qtensor() for value, module in rounded.items()}
@@ -171,7 +176,7 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
     def to_qtensor(self) -> QTensor:
         """The integers with their scales."""
         with torch.no_grad():
-            q, scale, zero = self.integers()
+            q, scale, zero = (item.cpu() for item in self.integers())
             spread = self._back(q)
         element = np.int8 if self.spec.is_signed else np.uint8
         zeros = _params(zero, spread.ndim, self.spec).astype(np.int32)
@@ -224,11 +229,43 @@ def _straight(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """A block and its samples."""
+
+    block: Lifted
+    inputs: Sequence[Sample]
+    targets: Sequence[Sample]
+    keep: Sequence[Tensor | None] | None
+    device: torch.device
+
+    def loss(self, chosen: Sequence[int]) -> Tensor:
+        """Mean squared error over some samples, padding left out."""
+        total, count = torch.zeros((), device=self.device), 0
+        for index in chosen:
+            found = self.block(*(x.to(self.device) for x in self.inputs[index]))
+            rows = None if self.keep is None else self.keep[index]
+            for got, wanted in zip(found, self.targets[index], strict=True):
+                error = got - wanted.to(self.device)
+                if rows is not None and error.shape[:2] == rows.shape:
+                    error = error[rows.to(self.device)]
+                total = total + error.square().sum()
+                count += error.numel()
+        return total / max(count, 1)
+
+    def mean_loss(self, batch_size: int) -> float:
+        """Over all samples."""
+        total, count = 0.0, len(self.inputs)
+        with torch.no_grad():
+            for start in range(0, count, batch_size):
+                part = range(start, min(start + batch_size, count))
+                total += float(self.loss(part)) * len(part)
+        return total / max(count, 1)
+
+
 def _train(
-    block: Lifted,
+    data: _Data,
     weights: Sequence[RoundedWeight],
-    inputs: Sequence[Sample],
-    targets: Sequence[Sample],
     options: AutoRoundOptions,
     progress: Callable[[int, float], None] | None,
 ) -> int:
@@ -241,9 +278,9 @@ def _train(
         total = 0.0
         for _ in range(options.gradient_accumulate_steps):
             while len(order) < options.batch_size:
-                order += torch.randperm(len(inputs), generator=generator).tolist()
+                order += torch.randperm(len(data.inputs), generator=generator).tolist()
             chosen, order = order[: options.batch_size], order[options.batch_size :]
-            loss = _batch_loss(block, inputs, targets, chosen)
+            loss = data.loss(chosen)
             (loss * 1000).backward()
             total += float(loss.detach())
         if progress is not None:
@@ -279,28 +316,3 @@ def _copy(weights: Sequence[RoundedWeight]) -> list[tuple[Tensor, Tensor, Tensor
     return [
         (w.shift.detach().clone(), w.low.detach().clone(), w.high.detach().clone()) for w in weights
     ]
-
-
-def _batch_loss(
-    block: Lifted, inputs: Sequence[Sample], targets: Sequence[Sample], chosen: Sequence[int]
-) -> Tensor:
-    """Mean squared error over the chosen samples."""
-    total = torch.zeros(())
-    count = 0
-    for index in chosen:
-        for found, wanted in zip(block(*inputs[index]), targets[index], strict=True):
-            total = total + (found - wanted).square().sum()
-            count += wanted.numel()
-    return total / max(count, 1)
-
-
-def _loss(
-    block: Lifted, inputs: Sequence[Sample], targets: Sequence[Sample], batch_size: int
-) -> float:
-    with torch.no_grad():
-        losses = [
-            (float(_batch_loss(block, inputs, targets, part)), len(part))
-            for start in range(0, len(inputs), batch_size)
-            if (part := range(start, min(start + batch_size, len(inputs))))
-        ]
-    return sum(loss * count for loss, count in losses) / max(sum(n for _, n in losses), 1)

@@ -60,6 +60,7 @@ class BlockVisit:
         inputs: Values from before that they read.
         outputs: Values that later blocks read.
         samples: What they read in the rounded model.
+        exact: What they read in the float model.
         targets: The outputs in the float model.
         keep: Rows that are data, ``[batch, sequence]``, by sample; None where all are.
     """
@@ -69,6 +70,7 @@ class BlockVisit:
     inputs: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
     samples: Samples
+    exact: Samples
     targets: Samples
     keep: Sequence[Tensor | None]
 
@@ -114,11 +116,16 @@ def walk_blocks(
             weights: Mapping[Site, QTensor] = {}
             if index:
                 block = blocks[index - 1]
-                samples = Samples(rounded, stage.inputs, len(keeps))
-                targets = Samples(exact, stage.outputs, len(keeps))
                 weights = visit(
                     BlockVisit(
-                        block.name, stage.nodes, stage.inputs, stage.outputs, samples, targets, rows
+                        block.name,
+                        stage.nodes,
+                        stage.inputs,
+                        stage.outputs,
+                        samples=Samples(rounded, stage.inputs, len(keeps)),
+                        exact=Samples(exact, stage.inputs, len(keeps)),
+                        targets=Samples(exact, stage.outputs, len(keeps)),
+                        keep=rows,
                     )
                 )
                 _advance(model, stage, weights, rounded, len(keeps))

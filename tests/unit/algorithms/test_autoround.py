@@ -108,3 +108,17 @@ def test_steps_are_those_of_the_package() -> None:
     assert AutoRoundOptions().steps_of(4) == (1 / 200, 1 / 200)
     assert AutoRoundOptions(iters=1000).steps_of(2) == (2 / 1000, 2 / 1000)
     assert AutoRoundOptions(lr=0.1, minmax_lr=0.2).steps_of(4) == (0.1, 0.2)
+
+
+def test_padding_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    graph, weights = block(rng)
+    lifted = lift(graph)
+    inputs = [(torch.from_numpy(rng.normal(0, 1, (2, 4, IN)).astype(np.float32)),)]
+    with torch.no_grad():
+        targets = [tuple(out.clone() for out in lifted(*inputs[0]))]
+    targets[0][0][:, 2:] = 1e6
+    keep = [torch.tensor([[True, True, False, False]] * 2)]
+    specs = dict.fromkeys(weights, QSpec.parse("s8c@1"))
+    options = AutoRoundOptions(iters=2)
+    assert autoround(lifted, specs, inputs, targets, keep=keep, options=options).loss_before < 1
