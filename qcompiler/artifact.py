@@ -1,9 +1,9 @@
 """The artifact: a folder that ONNX Runtime deploys, with the plan, the report and the manifest.
 
-``model.onnx`` (and ``model.onnx.data`` when large), ``plan.json``, ``report.json`` and the same to
-look at, ``report.html``, ``manifest.json`` (hashes, versions, session options). The same inputs
-give the same ``model.onnx``, ``plan.json`` and ``manifest.json``, byte for byte; the report holds
-times.
+``model.onnx`` (and ``model.onnx.data`` when large), companions such as a tokenizer, ``plan.json``,
+``report.json`` and the same to look at, ``report.html``, ``manifest.json`` (hashes, versions,
+session options). The same inputs give the same ``model.onnx``, ``plan.json`` and
+``manifest.json``, byte for byte; the report holds times.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Artifact:
         report: Coverage, fidelity, kernels seen, sizes, timings, diagnostics.
         settings: Session options the model needs.
         manifest: Hashes, versions, target, recipe, seed, pipeline text.
+        companions: Further files by name, as they came with the model or are made for it.
     """
 
     model: ir.Model
@@ -58,6 +59,7 @@ class Artifact:
     report: Report
     settings: SessionSettings
     manifest: Mapping[str, Any]
+    companions: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     def session(self, *, threads: int | None = None) -> ort.InferenceSession:
         """An ONNX Runtime session with the artifact's session options.
@@ -129,6 +131,8 @@ class Artifact:
             (folder / MODEL).write_bytes(
                 ir.to_proto(self.model).SerializeToString(deterministic=True)
             )
+        for name, content in self.companions.items():
+            (folder / name).write_bytes(content)
         _write_json(folder / PLAN, self.plan.to_dict())
         _write_json(folder / REPORT, self.report.to_dict())
         from qcompiler.report.page import PAGE, write_page  # only who saves needs the templates
@@ -140,6 +144,7 @@ class Artifact:
             "format": _FORMAT,
             **self.manifest,
             "session": self.settings.to_dict(),
+            "companions": sorted(self.companions),
             "files": files,
         }
         _write_json(folder / MANIFEST, manifest)
@@ -178,7 +183,9 @@ class Artifact:
                     "is not what the manifest says (its hash differs)",
                     "to compile an edited plan use qcompile(..., plan=...)",
                 )
-        keep = {k: v for k, v in manifest.items() if k not in ("format", "session", "files")}
+        companions = [name for name in manifest.get("companions", ()) if name in files]
+        written = ("format", "session", "companions", "files")
+        keep = {k: v for k, v in manifest.items() if k not in written}
         report = _read_json(root / REPORT)
         try:
             return cls(
@@ -187,6 +194,7 @@ class Artifact:
                 report=Report.from_dict(report),
                 settings=SessionSettings.from_dict(session),
                 manifest=keep,
+                companions={name: (root / name).read_bytes() for name in companions},
             )
         except (OSError, KeyError, TypeError, ValueError, DecodeError) as error:
             raise _damaged(root, f"{type(error).__name__}: {error}") from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.frontends.admission import admit
-from qcompiler.frontends.decoder import checkpoint
+from qcompiler.frontends.decoder import checkpoint, genai
 from qcompiler.frontends.decoder.builder import build
 from qcompiler.frontends.decoder.families import FAMILIES
 from qcompiler.frontends.decoder.geometry import PLAIN_EXPORT, Geometry
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["is_decoder", "open_folder", "open_gguf", "open_pretrained"]
 
-_BATCH, _LENGTH = 2, 16
+_LENGTH = 32
+_TEXTS = (
+    "The keeper climbed the narrow stairs every evening to light the lamp before the boats came.",
+    "To find out how much energy a house needs, first measure how quickly it loses heat at night.",
+)
 _ENDINGS = ("ForCausalLM", "GPT2LMHeadModel")
 
 
@@ -60,7 +66,9 @@ def open_folder(folder: pathlib.Path) -> Opened:
             f"transformers cannot read config.json: {' '.join(str(error).split())[:300]}",
             "the folder needs the config.json of a class that transformers knows",
         ) from error
-    return _open(config, lambda: checkpoint.from_folder(folder), str(folder))
+    generation = genai.generation_of_folder(folder, config)
+    files = genai.tokenizer_files(folder)
+    return _open(config, lambda: checkpoint.from_folder(folder), generation, files, str(folder))
 
 
 def open_gguf(path: pathlib.Path) -> Opened:
@@ -76,6 +84,7 @@ def open_gguf(path: pathlib.Path) -> Opened:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
+        tokenizer = genai.tokenizer_of_gguf(path)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise QcError(
             Code.UNSUPPORTED_INPUT,
@@ -84,7 +93,7 @@ def open_gguf(path: pathlib.Path) -> Opened:
             "GGUF needs the packages gguf and accelerate, and an architecture transformers knows",
         ) from error
     model.config.quantization_config = None  # dequantized: it says how the file was
-    return open_pretrained(model, str(path))
+    return _open_module(model, tokenizer, str(path))
 
 
 def open_pretrained(model: transformers.PreTrainedModel, source: str) -> Opened:
@@ -93,10 +102,23 @@ def open_pretrained(model: transformers.PreTrainedModel, source: str) -> Opened:
     Raises:
         QcError: As :func:`open_folder`.
     """
-    return _open(model.config, lambda: checkpoint.from_module(model), source)
+    return _open_module(model, {}, source)
 
 
-def _open(config: Any, read: Any, source: str) -> Opened:
+def _open_module(
+    model: transformers.PreTrainedModel, tokenizer: Mapping[str, bytes], source: str
+) -> Opened:
+    generation = {**model.config.to_dict(), **model.generation_config.to_dict()}
+    return _open(model.config, lambda: checkpoint.from_module(model), generation, tokenizer, source)
+
+
+def _open(
+    config: Any,
+    read: Callable[[], Mapping[str, Stored]],
+    generation: Mapping[str, Any],
+    tokenizer: Mapping[str, bytes],
+    source: str,
+) -> Opened:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise QcError(
@@ -107,22 +129,35 @@ def _open(config: Any, read: Any, source: str) -> Opened:
             PLAIN_EXPORT,
         )
     geometry = Geometry.of(config, source, rotary="positions" not in family.top)
-    weights: Mapping[str, Stored] = read()
-    model = build(geometry, family, weights, source)
-    return admit(model, "transformers", source, _example(geometry, model))
+    model = build(geometry, family, read(), source)
+    opened = admit(model, "transformers", source, _example(geometry, model, tokenizer))
+    return dataclasses.replace(opened, companions=genai.companions(geometry, generation, tokenizer))
 
 
-def _example(geometry: Geometry, model: ir.Model) -> Feed:
-    """Two seeded token sequences without a past."""
-    rng = np.random.default_rng(0)
+def _example(geometry: Geometry, model: ir.Model, tokenizer: Mapping[str, bytes]) -> Feed:
+    """Two texts without a past: English where there is a tokenizer, else seeded tokens."""
     length = min(_LENGTH, geometry.positions)
-    ids = rng.integers(0, geometry.vocabulary, (_BATCH, length))
+    ids = _encoded(tokenizer.get("tokenizer.json"), length)
+    if ids is None or ids.max() >= geometry.vocabulary:
+        ids = np.random.default_rng(0).integers(0, geometry.vocabulary, (len(_TEXTS), length))
     feed: dict[str, Any] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     for value in model.graph.inputs:
         if value.name not in feed:
-            shape = (_BATCH, geometry.kv_heads, 0, geometry.head_width)
+            shape = (len(ids), geometry.kv_heads, 0, geometry.head_width)
             feed[value.name or ""] = np.zeros(shape, np.float32)
     return feed
+
+
+def _encoded(tokenizer: bytes | None, length: int) -> npt.NDArray[np.int64] | None:
+    """The example texts in tokens, as long as the shorter of them, at most ``length``."""
+    if tokenizer is None:
+        return None
+    import tokenizers
+
+    encode = tokenizers.Tokenizer.from_buffer(tokenizer).encode
+    rows = [encode(text).ids[:length] for text in _TEXTS]
+    shortest = min(map(len, rows))
+    return np.asarray([row[:shortest] for row in rows], np.int64) if shortest else None
 
 
 def _read_config(folder: pathlib.Path) -> Mapping[str, Any]:

@@ -1,0 +1,144 @@
+"""What ONNX Runtime GenAI wants beside a decoder: its configuration and the tokenizer's files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from qcompiler.frontends.decoder.geometry import Geometry
+from qcompiler.frontends.opened import Companions
+from qcompiler.runtime.settings import Level, SessionSettings
+
+__all__ = ["companions", "generation_of_folder", "tokenizer_files", "tokenizer_of_gguf"]
+
+_CONFIG = "genai_config.json"
+_GENERATION = "generation_config.json"
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_LEVELS: Mapping[Level, str] = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_ALL",  # GenAI knows no level between
+    "all": "ORT_ENABLE_ALL",
+}
+# Keys of a generation configuration that GenAI's search knows by the same names.
+_SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+
+
+def companions(
+    geometry: Geometry, generation: Mapping[str, Any], tokenizer: Mapping[str, bytes]
+) -> Companions:
+    """The files beside the model, once its session options are known.
+
+    Args:
+        geometry: Of the decoder.
+        generation: Special tokens and search defaults, by transformers' names.
+        tokenizer: Files of the tokenizer, by name.
+    """
+
+    def files(settings: SessionSettings) -> Mapping[str, bytes]:
+        config = json.dumps(_config(geometry, generation, settings), indent=1) + "\n"
+        return {_CONFIG: config.encode(), **tokenizer}
+
+    return files
+
+
+def generation_of_folder(folder: pathlib.Path, config: Any) -> dict[str, Any]:
+    """``generation_config.json`` over what config.json says."""
+    said = config.to_dict()
+    path = folder / _GENERATION
+    if path.is_file():
+        said.update(json.loads(path.read_text(encoding="utf-8")))
+    return dict(said)
+
+
+def tokenizer_files(folder: pathlib.Path) -> dict[str, bytes]:
+    """The tokenizer's files that lie in a folder."""
+    paths = (folder / name for name in _TOKENIZER)
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+def tokenizer_of_gguf(path: pathlib.Path) -> dict[str, bytes]:
+    """The tokenizer inside a GGUF file, as transformers writes it."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, local_files_only=True
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return tokenizer_files(pathlib.Path(folder))
+
+
+def _config(
+    geometry: Geometry, generation: Mapping[str, Any], settings: SessionSettings
+) -> dict[str, Any]:
+    eos = generation.get("eos_token_id")
+    first = eos[0] if isinstance(eos, list) else eos
+    tokens = {
+        "bos_token_id": generation.get("bos_token_id"),
+        "eos_token_id": eos,
+        # a text that has ended is filled up with it, so that any token will do
+        "pad_token_id": _or(generation.get("pad_token_id"), first),
+    }
+    return {
+        "model": {
+            **{name: token for name, token in tokens.items() if token is not None},
+            "type": "decoder",
+            "vocab_size": geometry.vocabulary,
+            "context_length": geometry.positions,
+            "decoder": {
+                "filename": "model.onnx",
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "graph_optimization_level": _LEVELS[settings.level],
+                    "provider_options": [],
+                    **settings.entries,
+                },
+                "hidden_size": geometry.width,
+                "head_size": geometry.head_width,
+                "num_attention_heads": geometry.heads,
+                "num_key_value_heads": geometry.kv_heads,
+                "num_hidden_layers": geometry.layers,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            **{name: _or(generation.get(name), default) for name, default in _SEARCH.items()},
+            "max_length": geometry.positions,
+            "past_present_share_buffer": True,  # attention appends to the cache in place
+        },
+    }
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
