@@ -101,6 +101,16 @@ class Code(enum.Enum):
         Severity.WARNING,
         "The runtime has no kernel for this precision: the artifact is a numerical reference.",
     )
+    FLOAT_WEIGHTS = (
+        "QC127",
+        Severity.WARNING,
+        "The runtime has no kernel for this format of weights: they become floats when it loads.",
+    )
+    UNPACKED_WEIGHTS = (
+        "QC126",
+        Severity.INFO,
+        "Weights are filed in fewer bits than the kernel reads, and unpacked when the model loads.",
+    )
     SCALE_PER_TENSOR = (
         "QC124",
         Severity.INFO,
@@ -139,6 +149,16 @@ class Code(enum.Enum):
         "QC211",
         Severity.INFO,
         "Infinite values (as attention masks have) were left out of a range.",
+    )
+    NO_TOKENIZER = (
+        "QC212",
+        Severity.ERROR,
+        "Calibration text needs a tokenizer, and the model came without one.",
+    )
+    UNCOVERED = (
+        "QC213",
+        Severity.INFO,
+        "Calibration data do not tell how far other data reach; ranges may clip those.",
     )
     # --- QC3xx: algorithms -----------------------------------------------------------------
     NOT_FINITE_WEIGHT = ("QC301", Severity.ERROR, "A weight holds NaN or infinity.")
@@ -181,6 +201,31 @@ class Code(enum.Enum):
         "QC317",
         Severity.WARNING,
         "There is less calibration data than learning wants.",
+    )
+    ROUNDED_IN_STAGES = (
+        "QC319",
+        Severity.INFO,
+        "Weights were rounded by what reaches their layers, behind layers rounded before.",
+    )
+    DAMPING_RAISED = (
+        "QC321",
+        Severity.WARNING,
+        "The Hessian of a layer's input is nearly singular: it took more damping than asked for.",
+    )
+    DEAD_CHANNELS = (
+        "QC322",
+        Severity.WARNING,
+        "Input channels of a layer were zero on all calibration data.",
+    )
+    SALIENT_SCALED = (
+        "QC323",
+        Severity.INFO,
+        "Input channels that matter were scaled up in the weights that read them.",
+    )
+    SALIENT_KEPT = (
+        "QC324",
+        Severity.INFO,
+        "Input channels were not scaled: nothing can absorb the scales, or it would not help.",
     )
     SENSITIVITY_UNKNOWN = (
         "QC320",

@@ -75,6 +75,7 @@ class NodeDecision:
         origin: Names of the user's nodes that this node stands for.
         module: Module path of the torch model it comes from, or "".
         gain_us: Predicted microseconds saved against float, conversions excluded; None unknown.
+        algorithm: How a weight-only kernel's weight is rounded; "" is round to nearest.
     """
 
     node: str
@@ -88,6 +89,7 @@ class NodeDecision:
     origin: tuple[str, ...] = ()
     module: str = ""
     gain_us: float | None = None
+    algorithm: str = ""
 
     def __post_init__(self) -> None:
         if self.verdict is Verdict.FLOAT and self.reason is None:
@@ -106,6 +108,7 @@ class NodeDecision:
         data["origin"] = list(self.origin)
         data["module"] = self.module
         data["gain_us"] = self.gain_us
+        data["algorithm"] = self.algorithm
         return {key: value for key, value in data.items() if value not in ("", None, [])}
 
     @classmethod
@@ -127,6 +130,7 @@ class NodeDecision:
             origin=tuple(data.get("origin", ())),
             module=data.get("module", ""),
             gain_us=data.get("gain_us"),
+            algorithm=data.get("algorithm", ""),
         )
 
 
@@ -200,6 +204,7 @@ class Plan:
                     into="",
                     reason=why,
                     gain_us=None,
+                    algorithm="",
                 )
             nodes[item.node] = item
         return dataclasses.replace(self, nodes=nodes)

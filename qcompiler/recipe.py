@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
@@ -16,11 +16,14 @@ from qcompiler.targets.schema import Scheme
 
 __all__ = [
     "RECIPES",
+    "AwqOptions",
     "CalibrationOptions",
+    "GptqOptions",
     "QuantizedOptions",
     "Recipe",
     "Rule",
     "SmoothingOptions",
+    "TextOptions",
     "VerifyOptions",
     "WeightOptions",
 ]
@@ -28,8 +31,8 @@ __all__ = [
 SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
 ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
-Algorithm = Literal["rtn"]
-Format = Literal["int"]
+Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq"]
+Format = Literal["int", "nf4", "fp4", "fp4-bnb"]
 
 
 class _Strict(pydantic.BaseModel):
@@ -135,6 +138,97 @@ def _is_share(number: object) -> bool:
     return 0.0 <= number <= 1.0
 
 
+class DoubleQuantOptions(_Strict):
+    """How the scales of the weight-only scheme are quantized again.
+
+    Attributes:
+        bits: 2 to 8.
+        group_size: Scales per scale of scales.
+        symmetric: No zero point.
+    """
+
+    bits: int = pydantic.Field(8, ge=2, le=8)
+    group_size: int = pydantic.Field(256, ge=1)
+    symmetric: bool = False
+
+
+class RtnOptions(_Strict):
+    """How ``rtn`` rounds.
+
+    Attributes:
+        search: Search clipped ranges, of 4 bits and fewer.
+        full_range: Let symmetric groups use their lowest number, which may take a negative scale.
+        norm: Exponent of the error that the search minimises.
+    """
+
+    search: bool = True
+    full_range: bool = True
+    norm: float = pydantic.Field(2.0, gt=0.0, le=8.0)
+
+
+class HqqOptions(_Strict):
+    """How ``hqq`` rounds.
+
+    Attributes:
+        norm: Exponent of the error; below 2 a few large errors matter less.
+        magnitude: Exponent with which an element's size weighs its error; 0 weighs all alike.
+        refits: Least squares steps for the scale of each candidate.
+    """
+
+    norm: float = pydantic.Field(1.0, gt=0.0, le=8.0)
+    magnitude: float = pydantic.Field(2.0, ge=0.0, le=8.0)
+    refits: int = pydantic.Field(0, ge=0)
+
+
+class GptqOptions(_Strict):
+    """How ``gptq`` rounds.
+
+    Attributes:
+        damp: Added to the diagonal of the Hessian, as a share of its mean (``percdamp``).
+        block_size: Rows that are brought up to date one by one: a matter of speed alone.
+        act_order: Order of the rows: ``none``, ``group`` (GAR: groups by their largest diagonal,
+            rows within them), ``full`` (needs ``static_groups`` where there are groups).
+        static_groups: Find scales and zero points of all groups before any row moves.
+        search: Search clipped ranges, of 4 bits and fewer.
+    """
+
+    damp: float = pydantic.Field(0.01, gt=0.0, le=100.0, allow_inf_nan=False)
+    block_size: int = pydantic.Field(8, ge=1)
+    act_order: Literal["none", "group", "full"] = "group"
+    static_groups: bool = False
+    search: bool = True
+
+
+class AwqOptions(_Strict):
+    """How ``awq`` scales and clips.
+
+    Attributes:
+        grid: Exponents of the scales that are tried: 0, 1 / grid, 2 / grid ... below 1.
+        duo_scaling: Divide by the mean size of the weights as well as by that of the activations.
+        clip: Search clipped ranges of each group by the error of the outputs.
+        insert: Insert a Mul where nothing can absorb the scales.
+    """
+
+    grid: int = pydantic.Field(20, ge=1)
+    duo_scaling: bool = True
+    clip: bool = True
+    insert: bool = False
+
+
+class TextOptions(_Strict):
+    """How calibration text becomes samples.
+
+    Attributes:
+        samples: How many.
+        length: Tokens of each.
+        seed: Of the choice among more.
+    """
+
+    samples: int = pydantic.Field(128, ge=1)
+    length: int = pydantic.Field(512, ge=2)
+    seed: int = 0
+
+
 class WeightOptions(_Strict):
     """How weights are rounded.
 
@@ -143,8 +237,13 @@ class WeightOptions(_Strict):
         group_size: Elements per scale along the in-features, in the weight-only scheme; -1 is a
             whole column.
         symmetric: No zero point, in the weight-only scheme.
-        algorithm: How the weight-only scheme rounds: ``rtn`` to nearest.
-        format: What the weight-only scheme stores: ``int``.
+        algorithm: How the weight-only scheme rounds: ``rtn`` to nearest, ``k-quant`` by weighted
+            least squares, ``hqq`` by a robust norm; by calibration data ``gptq``, which lets the
+            weights of a layer make up for one another, and ``awq``, which scales the channels
+            that matter up.
+        format: What the weight-only scheme stores: ``int``, or codes of 4 bits: ``nf4``, ``fp4``
+            (e2m1), ``fp4-bnb`` (that of bitsandbytes).
+        double_quant: Quantize the scales of the weight-only scheme again; None leaves them float.
         granularity: ``tensor`` gives a weight one scale where activations are quantized as well,
             ``channel`` one per output channel; ``auto`` is the kernel's.
         rounding: ``nearest``; ``moment`` of convolutions so that the errors of their outputs are
@@ -156,6 +255,7 @@ class WeightOptions(_Strict):
     symmetric: bool = True
     algorithm: Algorithm = "rtn"
     format: Format = "int"
+    double_quant: DoubleQuantOptions | None = None
     granularity: Literal["auto", "channel", "tensor"] = "auto"
     rounding: Literal["nearest", "moment", "adaround"] = "moment"
 
@@ -212,6 +312,11 @@ class Recipe(_Strict):
         correct_biases: Take the mean error that rounding makes out of the biases; ``empirical``
             measures it layer by layer on the quantized model instead of computing it from means.
         weights: How weight-only constants are rounded.
+        rtn: How ``rtn`` rounds them.
+        hqq: How ``hqq`` does.
+        gptq: How ``gptq`` does.
+        awq: How ``awq`` does.
+        text: How calibration text becomes samples.
         bits_budget: Bits that a weight of the weight-only scheme may take on average, scales and
             zero points included: each layer gets the bits of ``bits_choices`` that do least damage
             to the outputs; None gives all ``weights.bits``.
@@ -238,6 +343,11 @@ class Recipe(_Strict):
     equalize_layers: bool = False
     correct_biases: bool | Literal["empirical"] = True
     weights: WeightOptions = WeightOptions()
+    rtn: RtnOptions = RtnOptions()
+    hqq: HqqOptions = HqqOptions()
+    gptq: GptqOptions = GptqOptions()
+    awq: AwqOptions = AwqOptions()
+    text: TextOptions = TextOptions()
     bits_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
     bits_choices: tuple[Annotated[int, pydantic.Field(ge=1, le=8)], ...] = (2, 4, 8)
     verify: VerifyOptions = VerifyOptions()
@@ -371,7 +481,13 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "rules": Rule,
     "calibration": CalibrationOptions,
     "smoothing": SmoothingOptions,
+    "double_quant": DoubleQuantOptions,
     "weights": WeightOptions,
+    "rtn": RtnOptions,
+    "hqq": HqqOptions,
+    "gptq": GptqOptions,
+    "awq": AwqOptions,
+    "text": TextOptions,
     "verify": VerifyOptions,
     "quantized": QuantizedOptions,
 }
@@ -413,6 +529,17 @@ RECIPES: Mapping[str, Recipe] = {
             schemes=(Scheme.WEIGHT,),
             force=True,
             weights=WeightOptions(bits=4, group_size=32),
+        ),
+        *(
+            Recipe(
+                name=f"w4-{algorithm}",
+                schemes=(Scheme.WEIGHT,),
+                force=True,
+                weights=WeightOptions(
+                    bits=4, group_size=64, symmetric=algorithm == "rtn", algorithm=algorithm
+                ),
+            )
+            for algorithm in get_args(Algorithm)
         ),
         Recipe(name="float", schemes=(), embeddings=False),
     )

@@ -48,6 +48,10 @@ REMEDIES: Mapping[Code, str] = {
     Code.FOR_SIZE: "Leave `embeddings` out (`embeddings = false`) to keep tables in float.",
     Code.SCALE_PER_TENSOR: "Form `ort` of an ONNX Runtime target has scales per token; give "
     "`calibration=` for static ones.",
+    Code.FLOAT_WEIGHTS: "The file is small, memory and speed are float's. For speed use `int` with "
+    "a `group_size` that is a multiple of 16.",
+    Code.UNPACKED_WEIGHTS: "Nothing, when the file shall be small. 2, 4 and 8 bits need no "
+    "unpacking.",
     Code.FORCED: "Remove `force` from the recipe or rule to get the faster form.",
     Code.SENSITIVE: "Raise `max_drop`, or lower `keep_float`, to keep it quantized; "
     "`qcompile explain OUT --sensitivity` shows the ranking.",
@@ -72,6 +76,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.SUMMARY_MISMATCH: "Calibrate again with the data, or use the summary with its own model.",
     Code.INFINITE_IGNORED: "Nothing, when the infinity is a mask. Else mend the layer that makes "
     "it.",
+    Code.UNCOVERED: "Give more, and more varied, samples, in several feeds: other speakers, "
+    "subjects, lengths.",
     # algorithms
     Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
@@ -84,6 +90,16 @@ REMEDIES: Mapping[Code, str] = {
     Code.FEW_FOR_LEARNING: 'Give more samples, or use `weights.rounding = "moment"`.',
     Code.SENSITIVITY_UNKNOWN: "The message says what stood in the way; `rules` with scheme = "
     "'float' keep nodes of your choice in float.",
+    Code.NO_TOKENIZER: "Put `tokenizer.json` into the model's folder, or give tokens: an integer "
+    "array `[samples, length]`.",
+    Code.ROUNDED_IN_STAGES: "Nothing.",
+    Code.DAMPING_RAISED: "Give more, and more varied, calibration data; a layer with fewer rows of "
+    "data than input channels has such a Hessian.",
+    Code.DEAD_CHANNELS: "Check that the calibration data exercises this part of the model. Weights "
+    "of such channels are rounded to nearest.",
+    Code.SALIENT_SCALED: "Nothing.",
+    Code.SALIENT_KEPT: "`awq.insert` inserts a Mul where nothing can absorb the scales, at the "
+    "cost of a pass over the activation.",
     Code.BITS_ALLOTTED: "Nothing: the message says how many layers got how many bits.",
     # recipe and usage
     Code.UNKNOWN_TARGET: "`qcompile targets` lists the names; a file must end in `.toml`.",

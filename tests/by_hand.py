@@ -27,6 +27,7 @@ from qcompiler_passes.weights.quantize_weights import QuantizeWeights
 
 _LEVELS = {
     "disable": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 Feed = Mapping[str, np.ndarray]

@@ -67,7 +67,8 @@ class QTensor:
         scale = expand_groups(self.scale, self.q.shape, self.spec)
         if self.spec.codebook:
             entries: Array = CODEBOOKS[self.spec.codebook][self.q]
-            return entries * scale
+            floats: Array = entries * scale
+            return floats
         if self.zero_point is None:
             return dequantize(self.q, scale, np.zeros((), np.int32))
         return dequantize(self.q, scale, expand_groups(self.zero_point, self.q.shape, self.spec))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code
+from qcompiler.numerics.nbits import nbits_layout
 from qcompiler.schemes import QSpec
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Form, Kernel, Target
@@ -169,6 +170,38 @@ def _nbits_group_size(node: ir.Node, context: Context) -> str | None:
     return None
 
 
+def _nbits_layout(node: ir.Node, context: Context) -> str | None:
+    weight = context.weight
+    if weight is None:
+        return None
+    layout = nbits_layout(weight)
+    if isinstance(layout, str) or context.form is Form.ORT:
+        return layout if isinstance(layout, str) else None
+    # written as DequantizeLinear the runtime's own fusion has to find it
+    plain = weight.width in (2, 4, 8) and not (weight.codebook or weight.scales)
+    if not plain or weight.width != weight.dtype.bitwidth:
+        return f"{weight} is no pattern that the runtime fuses, wanted 2, 4 or 8 bits"
+    return _nbits_group_size(node, context)
+
+
+def _not_nbits(node: ir.Node, context: Context) -> str | None:
+    if _nbits_layout(node, context) is not None:
+        return None
+    return "MatMulNBits takes the weight"
+
+
+def _functions(node: ir.Node, context: Context) -> str | None:
+    graph = node.graph
+    opset = graph.opset_imports.get("", 0) if isinstance(graph, ir.Graph) else 0
+    weight = context.weight
+    if weight is None or opset >= 18:
+        return None
+    layout = nbits_layout(weight)
+    if not isinstance(layout, str) and layout.is_native and weight.scales is None:
+        return None
+    return f"opset {opset}, wanted 18 for the operators that unpack"
+
+
 def _group_divides(node: ir.Node, context: Context) -> str | None:
     size = context.weight.group_size if context.weight is not None else None
     shape = shape_of(_input(node, 1), context.shapes)
@@ -262,6 +295,9 @@ CONDITIONS: Mapping[str, Condition] = {
     "gather-axis-0": _gather_axis_0,
     "group-divides-in-features": _group_divides,
     "nbits-group-size": _nbits_group_size,
+    "nbits-layout": _nbits_layout,
+    "no-nbits-layout": _not_nbits,
+    "unpacking-opset": _functions,
     "no-bias-behind": _no_bias_behind,
     "no-dilation": _no_dilation,
     "no-mask-in-front": _no_mask_in_front,
@@ -283,6 +319,7 @@ _CODES: Mapping[str, Code] = {
     "constant-table": Code.NOT_CONSTANT,
     "constant-weight": Code.NOT_CONSTANT,
     "nbits-group-size": Code.GROUP_SIZE,
+    "nbits-layout": Code.GROUP_SIZE,
     "group-divides-in-features": Code.GROUP_SIZE,
     "static-batch": Code.UNKNOWN_SHAPE,
 }

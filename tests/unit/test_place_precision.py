@@ -15,6 +15,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.plan import Fixed, Own, Plan, Same, Verdict
 from qcompiler.targets.generic_qdq import GENERIC_QDQ
 from qcompiler.targets.onnxruntime_arm64 import CPU_ARM64
+from qcompiler.targets.onnxruntime_cpu import CPU_AMX
 from qcompiler.targets.qnn_htp import QNN_HTP
 from qcompiler.targets.schema import Cost, Form, Target
 from qcompiler.targets.tensorrt import TENSORRT
@@ -271,12 +272,48 @@ def test_blocks_that_would_not_make_the_weight_smaller_are_refused() -> None:
     assert plan.nodes["fc"].reason.hint  # type: ignore[union-attr]
 
 
-def test_a_group_size_the_runtime_lacks_is_told_not_changed() -> None:
-    recipe = {**WEIGHT4, "weights": {"bits": 4, "group_size": 48}}
-    assert codes(planned(linear(), recipe).plan) == {"fc": Code.GROUP_SIZE}
-    rule = {"match": "fc", "scheme": "weight", "group_size": 48}
-    error = refused(Code.TARGET_CANNOT, linear(), {"rules": [rule]})
-    assert error.diagnostic.values["because"] == Code.GROUP_SIZE.id
+@pytest.mark.parametrize(
+    ("weights", "spec", "kernel"),
+    [
+        ({"bits": 4, "group_size": 48}, "u4g48@0", "matmul-weight"),
+        ({"bits": 4, "group_size": -1}, "u4c@1", "matmul-weight"),
+        ({"bits": 3, "group_size": 16}, "u4r3g16@0", "matmul-weight"),
+        ({"bits": 1, "group_size": 16}, "b1g16@0", "matmul-weight"),
+        ({"bits": 4, "group_size": 16, "format": "fp4"}, "fp4g16@0", "matmul-weight"),
+        ({"bits": 4, "group_size": 20}, "u4g20@0", "matmul-weight-float"),
+        ({"bits": 4, "group_size": 16, "format": "nf4"}, "nf4g16@0", "matmul-weight-float"),
+        (
+            {"bits": 4, "group_size": 16, "double_quant": {"bits": 6, "group_size": 8}},
+            "u4g16@0/u8r6g8@0z",
+            "matmul-weight",
+        ),
+    ],
+)
+def test_every_format_is_placed_on_the_kernel_it_can_have(
+    weights: dict, spec: str, kernel: str
+) -> None:
+    state = planned(linear(), {**WEIGHT4, "weights": weights}, CPU_AMX)
+    assert str(state.plan.nodes["fc"].inputs[1]) == spec
+    assert kernels(state.plan) == {"fc": kernel}
+
+
+def test_the_plan_tells_what_a_format_without_kernel_costs() -> None:
+    def told(**weights: object) -> dict[Code, dict]:
+        recipe = {**WEIGHT4, "weights": {"group_size": 16, **weights}}
+        state = planned(linear(), recipe, CPU_AMX)
+        return {item.code: dict(item.values) for item in state.diagnostics}
+
+    three = told(bits=3)[Code.UNPACKED_WEIGHTS]
+    assert three["memory_bytes"] - three["file_bytes"] == 16 * 16 // 8
+    table = told(bits=4, format="nf4")[Code.FLOAT_WEIGHTS]
+    assert table["memory_bytes"] == 16 * 16 * 4
+    assert Code.UNPACKED_WEIGHTS not in told(bits=4)
+
+
+def test_rules_change_bits_algorithm_and_format_of_some_nodes() -> None:
+    rule = {"match": "fc", "bits": 8, "algorithm": "hqq", "group_size": -1, "symmetric": False}
+    decision = planned(linear(), {**WEIGHT4, "rules": [rule]}, CPU_AMX).plan.nodes["fc"]
+    assert (str(decision.inputs[1]), decision.algorithm) == ("u8c@1z", "hqq")
 
 
 # --- embeddings -----------------------------------------------------------------------------
@@ -591,7 +628,8 @@ def test_the_recipes_named_for_a_type_force_it() -> None:
 
     forced = {name for name, recipe in RECIPES.items() if recipe.force}
     floats = {"static-fp8", "static-fp8-e5m2"}
-    assert forced == {"weight-int8", "weight-int4", "static-a16w8", *floats}
+    w4 = {name for name in RECIPES if name.startswith("w4-")}
+    assert forced == {"weight-int8", "weight-int4", "static-a16w8", *floats, *w4}
     assert all(len(RECIPES[name].schemes) == 1 for name in forced)
 
 

@@ -16,6 +16,8 @@ from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.schemes import Granularity
 from qcompiler_passes.apply.qdq_writer import QdqWriter, move_uses
+from qcompiler_passes.apply.weight_functions import define_functions
+from qcompiler_passes.apply.weight_writer import Rounded, WeightWriter
 from qcompiler_passes.planned import CARRIER, INTO, KERNEL, fused_behind
 
 __all__ = ["InsertQdq"]
@@ -66,6 +68,7 @@ class InsertQdq(Pass):
                 insertion.carried(node)
                 changed = True
         insertion.drop_unread_weights()
+        define_functions(model)
         return PassResult(modified=changed)
 
 
@@ -77,6 +80,7 @@ class _Insertion:
         self.state = state
         self.plan = plan
         self.writer = QdqWriter(graph, state)
+        self.weight_writer = WeightWriter(graph)
         self.float_bias = state.target.runtime in _FLOAT_BIAS
         self.replaced: set[ir.Value] = set()
 
@@ -151,15 +155,18 @@ class _Insertion:
             value = node.inputs[index] if index < len(node.inputs) else None
             if spec is None or value is None or self.writer.is_dequantized(value):
                 continue
-            weight = self.state.weights.get((node.name or "", index))
-            if weight is not None:
-                weights[index] = weight
-                scale_dtype = ir.DataType.FLOAT
-                if decision.inputs[0] is None:  # floats come in, and the weight is their kind
-                    scale_dtype = self.writer.dtype_of(node.outputs[0])
-                self._replace_input(
-                    node, index, self.writer.weight(node, index, weight, scale_dtype)
-                )
+            key = (node.name or "", index)
+            if key in self.state.weights and decision.inputs[0] is None:
+                # floats come in, and the weight is their kind
+                rounded = Rounded(self.state.weights, key, spec, _static_shape(value))
+                dtype = self.writer.dtype_of(node.outputs[0])
+                made = self.weight_writer.write(node, index, rounded, dtype)
+                self._replace_input(node, index, made)
+            elif key in self.state.weights:
+                weights[index] = self.state.weights[key]
+                dtype = ir.DataType.FLOAT
+                made = self.writer.weight(node, index, weights[index], dtype)
+                self._replace_input(node, index, made)
             elif spec.dynamic:
                 self._replace_input(node, index, self.writer.dynamic(value, spec))
             else:
@@ -233,3 +240,8 @@ class _Insertion:
         node.replace_input_with(index, value)
         if old is not None and constant(old) is not None:
             self.replaced.add(old)
+
+
+def _static_shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None, "a constant has a shape"
+    return tuple(int(size) for size in value.shape.numpy())

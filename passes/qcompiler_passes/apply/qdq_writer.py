@@ -19,6 +19,7 @@ from qcompiler.numerics.packing import integer_tensor
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import State
 from qcompiler.schemes import Granularity, QSpec
+from qcompiler_passes.apply.weight_writer import stored_dtype
 from qcompiler_passes.planned import SPEC, stored_parameters, value_spec
 
 __all__ = ["QdqWriter", "move_uses"]
@@ -340,16 +341,6 @@ class QdqWriter:
             self.graph.insert_before(next(iter(self.graph)), nodes)
             readers = [use.node for use in value.uses() if use.node not in nodes]
             inherit(nodes, readers[:1])
-
-
-def stored_dtype(spec: QSpec, opset: int) -> ir.DataType:
-    """Element type that holds the spec's integers in the graph.
-
-    DequantizeLinear takes 2-bit types from opset 25 on; before, they sit in a byte each.
-    """
-    if spec.dtype.bitwidth == 2 and opset < 25:
-        return ir.DataType.INT8 if spec.is_signed else ir.DataType.UINT8
-    return spec.dtype
 
 
 def _describe(source: ir.Value, value: ir.Value, dtype: ir.DataType | None) -> None:

@@ -13,6 +13,7 @@ from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, Intent, NodeDecision, Own, Plan, Same, Verdict
 from qcompiler.schemes import QSpec
 from qcompiler.targets.activations import activation_spec
+from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.cut import Solution
 from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import diagnose, why_float
@@ -136,6 +137,8 @@ class _Writer:
         gain = None
         if self.prices.known and unit.float_us is not None and not row.reference:
             gain = unit.float_us - option.us
+        weight_only = row.scheme is Scheme.WEIGHT and row.op == "MatMul"
+        algorithm = unit.wish.algorithm if weight_only and unit.wish.algorithm != "rtn" else ""
         return _decision(
             unit.head,
             Verdict.QUANTIZED,
@@ -144,6 +147,7 @@ class _Writer:
             outputs=tuple(outputs),
             reason=self._comment(unit, option, gain),
             gain_us=_rounded(gain),
+            algorithm=algorithm,
         )
 
     def _comment(self, unit: Unit, option: Option, gain: float | None) -> Diagnostic | None:

@@ -21,6 +21,7 @@ from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
 from qcompiler_passes.decide.units import Unit, survey
+from qcompiler_passes.decide.weight_forms import weight_forms
 from qcompiler_passes.decide.wishes import Wish, allot, pin, wishes_of
 
 __all__ = ["PlacePrecision"]
@@ -78,6 +79,7 @@ class PlacePrecision(Pass):
             _retell(units, more, solution, better)
             diagnostics += _would_help(solution, better, prices)
         diagnostics += _references(solution, target)
+        diagnostics += weight_forms(units, solution, state.shapes, state.form)
         diagnostics += _per_tensor(units, solution, state)
         state.plan = assemble(model, units, solution, state, prices)
         return PassResult(modified=False, diagnostics=diagnostics)
@@ -227,7 +229,9 @@ def _retell(units: Sequence[Unit], more: Sequence[Unit], now: Solution, better: 
 
 def _references(solution: Solution, target: Target) -> list[Diagnostic]:
     rows = [option.kernel for option in solution.chosen.values()]
-    found = [row for row in rows if row is not None and row.reference]
+    found = [
+        row for row in rows if row is not None and row.reference and row.scheme is not Scheme.WEIGHT
+    ]
     if not found:
         return []
     kinds = ", ".join(sorted({row.id for row in found}))

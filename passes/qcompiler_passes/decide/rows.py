@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code
 from qcompiler.ir.walk import op_name
+from qcompiler.numerics.nbits import stored_bytes
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.activations import activation_spec, activation_specs, weight_index
 from qcompiler.targets.conditions import (
@@ -22,6 +23,7 @@ from qcompiler.targets.conditions import (
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
 from qcompiler_passes.decide.coarse import coarse_channels
+from qcompiler_passes.decide.weight_specs import weight_only_spec
 from qcompiler_passes.decide.wishes import Wish
 
 __all__ = ["Refusal", "Rows", "is_float", "operand_specs", "reads_low", "telling"]
@@ -32,15 +34,6 @@ _LARGE_TABLE = 1 << 20
 _DEQUANTIZE = frozenset(
     {"DequantizeLinear", "com.microsoft:DequantizeLinear", "DynamicQuantizeLinear"}
 )
-_WEIGHT_DTYPES = {
-    (False, 2): ir.DataType.UINT2,
-    (False, 4): ir.DataType.UINT4,
-    (False, 8): ir.DataType.UINT8,
-    (True, 2): ir.DataType.INT2,
-    (True, 4): ir.DataType.INT4,
-    (True, 8): ir.DataType.INT8,
-}
-
 # The first of these that some row gives is the one to tell: the others follow from it or say less.
 _TELLING = (
     Code.ALREADY_QUANTIZED,
@@ -156,15 +149,7 @@ class Rows:
         if spec is None:
             return None
         if row.scheme is Scheme.WEIGHT and spec.granularity is Granularity.BLOCK:
-            dtype = _WEIGHT_DTYPES.get((spec.is_signed, wish.bits))
-            if dtype is None:
-                return None
-            return dataclasses.replace(
-                spec,
-                dtype=dtype,
-                group_size=wish.group_size,
-                symmetric=wish.symmetric or spec.is_signed,
-            )
+            return weight_only_spec(spec, wish)
         if row.scheme is Scheme.WEIGHT:
             return spec
         spec = self.target.weight_spec(spec)
@@ -259,9 +244,13 @@ class Rows:
                 return Refusal(Code.CONDITION, f"{row.id} takes one scale per weight ({weight})")
             return self._coarse(row, node, wish)
         index = weight_index(row)
-        if weight is None or index is None:
+        assert weight is not None, "a weight-only row has a weight"
+        assert index is not None, "a weight-only row has a weight"
+        plain = weight.width == weight.dtype.bitwidth and not (weight.codebook or weight.scales)
+        if not plain and self.target.runtime != "onnxruntime":
             return Refusal(
-                Code.CONDITION, f"{row.id} has no weights of {wish.bits} bits, wanted 2, 4 or 8"
+                Code.CONDITION,
+                f"{row.id} takes whole integers of 2, 4 or 8 bits with float scales, not {weight}",
             )
         if weight.is_signed and weight.granularity is Granularity.BLOCK and not wish.symmetric:
             return Refusal(Code.CONDITION, f"{row.id} has symmetric blocks only")
@@ -272,15 +261,11 @@ class Rows:
             return Refusal(Code.UNKNOWN_SHAPE, f"the shape of %{value.name} is unknown")
         if row.op == "Gather":
             return self._bad_table(value, shape, wish)
-        size = weight.group_size
-        if size is None:
-            return None
-        # blocks run along the in-features; the last one is padded
-        stored = -(-shape[0] // size) * size * shape[1] * weight.dtype.bitwidth // 8
+        stored = stored_bytes(weight, (shape[0], shape[1]))
         if stored >= math.prod(shape) * 4:
             return Refusal(
                 Code.GROUP_SIZE,
-                f"{shape[0]} in-features padded to blocks of {size} take {stored} bytes,"
+                f"{shape[0]} in-features in groups of {weight.group_size} take {stored} bytes,"
                 f" float takes {math.prod(shape) * 4}",
                 "use a smaller group_size for this node",
             )

@@ -12,6 +12,7 @@ from qcompiler.analysis.regions import FLOAT, LOW, Mode
 from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import constant, has_one_use
 from qcompiler.ir.walk import op_name
+from qcompiler.numerics.nbits import nbits_layout
 from qcompiler.schemes import QSpec
 from qcompiler.targets.conditions import CONDITIONS, Context, code_of, is_constant
 from qcompiler.targets.cost import Shapes, shape_of
@@ -215,8 +216,9 @@ class _Surveyor:
             )
         weight = self.rows.weight_spec(row, wish)
         bits = None
-        if weight is not None and row.scheme is Scheme.WEIGHT and weight.group_size is not None:
-            bits = weight.bits or weight.dtype.bitwidth
+        if weight is not None and row.scheme is Scheme.WEIGHT and row.op == "MatMul":
+            layout = nbits_layout(weight)
+            bits = weight.width if isinstance(layout, str) else layout.bits
         # a reference is computed in float, whatever its conversions take
         us = self.prices.node(node) if row.reference else self.prices.kernel(row, node, bits)
         if us is None and not wish.force:

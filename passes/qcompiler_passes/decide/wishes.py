@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.provenance import module_of, origins
 from qcompiler.ir.walk import op_name
-from qcompiler.recipe import Recipe, Rule
+from qcompiler.recipe import DoubleQuantOptions, Recipe, Rule
 from qcompiler.targets.schema import Scheme
 
 __all__ = ["Wish", "allot", "pin", "wishes_of"]
@@ -31,6 +31,9 @@ class Wish:
         bits: Weight bits of the weight-only scheme.
         group_size: Elements per scale of the weight-only scheme; -1 is a whole column.
         symmetric: Whether weight-only blocks are symmetric.
+        algorithm: How weights of the weight-only scheme are rounded.
+        format: What they are stored as.
+        double_quant: How their scales are quantized again.
         kernel: The only kernel row to use, or "".
         rule: The rule that decided, or None where the recipe itself does.
         named: The rule names this very node and no other.
@@ -42,6 +45,9 @@ class Wish:
     bits: int
     group_size: int
     symmetric: bool
+    algorithm: str = "rtn"
+    format: str = "int"
+    double_quant: DoubleQuantOptions | None = None
     kernel: str = ""
     rule: Rule | None = None
     named: bool = False
@@ -111,7 +117,14 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
     weights = recipe.weights
     if rule is None:
         return Wish(
-            recipe.schemes, recipe.force, weights.bits, weights.group_size, weights.symmetric
+            recipe.schemes,
+            recipe.force,
+            weights.bits,
+            weights.group_size,
+            weights.symmetric,
+            weights.algorithm,
+            weights.format,
+            weights.double_quant,
         )
     schemes = recipe.schemes
     if rule.scheme == "float":
@@ -124,6 +137,9 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
         weights.bits if rule.bits is None else rule.bits,
         weights.group_size if rule.group_size is None else rule.group_size,
         weights.symmetric if rule.symmetric is None else rule.symmetric,
+        rule.algorithm or weights.algorithm,
+        rule.format or weights.format,
+        weights.double_quant,
         rule.kernel or "",
         rule,
         named,

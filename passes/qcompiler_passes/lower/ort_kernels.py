@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape, add_initializer, constant
-from qcompiler.numerics.packing import pack_matmul_nbits
+from qcompiler_passes.apply.weight_functions import DOMAIN
 from qcompiler_passes.lower.image_channels import in_fours
 from qcompiler_passes.lower.qdq_sites import (
     Operand,
@@ -24,6 +24,7 @@ from qcompiler_passes.lower.qdq_sites import (
     is_redundant_clamp,
     refuse,
 )
+from qcompiler_passes.lower.weight_kernels import dequantized_weight, nbits_inputs
 from qcompiler_passes.planned import bias_operand
 
 __all__ = ["LOWERINGS", "Lowered", "Lowering"]
@@ -112,15 +113,12 @@ def qlinear_matmul(site: Site, tape: Tape) -> Lowered:
 
 
 def matmul_nbits(site: Site, tape: Tape) -> Lowered:
-    """Blocks of 2, 4 or 8 bits along K; activations come and go as floats."""
+    """Integers of few bits in groups along K; activations come and go as floats."""
     w = site.operand(1)
-    weight = w.weight()
-    if weight.scale.ndim != 2 or weight.spec.group_size is None:
-        raise refuse(site.node, f"weight {weight.spec} is not in blocks along K", site.kernel)
-    blob = pack_matmul_nbits(weight)
-    k, n = blob.shape
+    layout, (data, scale, zero_point) = nbits_inputs(site, tape)
+    (k, n), dtype = w.matrix, w.dequantize.outputs[0].dtype
     bias, add = _bias(site, w)
-    x, dtype = site.node.inputs[0], w.scale.dtype
+    x = site.node.inputs[0]
     # Chains of float16 MatMulNBits and Cast overwrite their inputs below level "all" (1.31.1), and
     # the kernel computes in float32 anyway: it is given float32, and the Casts stand in the graph.
     is_half = dtype is ir.DataType.FLOAT16
@@ -130,20 +128,14 @@ def matmul_nbits(site: Site, tape: Tape) -> Lowered:
     result = tape.op(
         "MatMulNBits",
         x,
-        add_initializer(tape.graph, f"{w.q.name}/blocks", blob.data),
-        add_initializer(tape.graph, f"{w.scale.name}/blocks", blob.scale.astype(np.float32)),
-        *_optional(
-            None
-            if blob.zero_point is None
-            else add_initializer(tape.graph, f"{w.q.name}/zero_points", blob.zero_point),
-            None,  # g_idx
-            bias,
-        ),
+        data,
+        scale,
+        *_optional(zero_point, None, bias),  # None: g_idx
         domain=_MICROSOFT,
         K=k,
         N=n,
-        bits=blob.bits,
-        block_size=blob.block_size,
+        bits=layout.bits,
+        block_size=layout.block_size,
         accuracy_level=_ACCURACY_LEVEL,
     )
     main = tape.nodes[-1]
@@ -224,6 +216,13 @@ def qlinear_concat(site: Site, tape: Tape) -> Lowered:
     return _stored(site, tape, result)
 
 
+def float_matmul(site: Site, tape: Tape) -> Lowered:
+    """The product stays in float; its weight is made from the file's form of it."""
+    if site.operand(1).dequantize.domain != DOMAIN or site.operand(1).spec.scales is not None:
+        dequantized_weight(site)
+    return already_integer(site, tape)
+
+
 def already_integer(site: Site, tape: Tape) -> Lowered:
     """``insert-qdq`` wrote the node in its final form."""
     return Lowered((), site.node.outputs[0], site.node)
@@ -235,6 +234,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "matmul-dynamic": dynamic_quantize_matmul,
     "matmul-token": matmul_by_row,
     "matmul-weight": matmul_nbits,
+    "matmul-weight-float": float_matmul,
     "gather-weight": already_integer,
     "conv-static": qlinear_conv,
     "add-static": qlinear_binary("QLinearAdd"),

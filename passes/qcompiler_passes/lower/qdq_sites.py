@@ -12,8 +12,8 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.numerics.affine import quantize
-from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import QSpec
+from qcompiler_passes.apply.weight_functions import LOOK_UP
 from qcompiler_passes.planned import INTO, KERNEL, SPEC
 
 __all__ = ["Operand", "Site", "is_redundant_clamp", "operand_of", "refuse", "same_parameters"]
@@ -42,21 +42,51 @@ class Operand:
         array = constant(self.zero_point)
         return array is not None and not array.any()
 
-    def weight(self) -> QTensor:
-        """The rounded constant, of the spec that is stamped on its DQ."""
-        q, scale = constant(self.q), constant(self.scale)
+    @property
+    def spec(self) -> QSpec:
+        """The spec of a rounded constant, as it is stamped on its DQ.
+
+        Raises:
+            QcError: QC501, it is none.
+        """
         text = self.dequantize.metadata_props.get(SPEC)
-        if q is None or scale is None or text is None:
+        if text is None:
             raise refuse(self.dequantize, "its weight is not a rounded constant")
-        spec = QSpec.parse(text)
-        zeros = constant(self.zero_point)
-        integers = q.astype(np.int8 if spec.is_signed else np.uint8, copy=False)
-        return QTensor(
-            integers,
-            scale.astype(np.float32, copy=False),
-            None if zeros is None else zeros.astype(np.int32),
-            spec,
-        )
+        return QSpec.parse(text)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """``(K, N)`` of a rounded matrix."""
+        shape = self.q.shape
+        if shape is None or len(shape) != 2:
+            raise refuse(self.dequantize, f"its weight has shape {shape}, wanted a matrix")
+        return int(shape[0]), int(shape[1])  # type: ignore[arg-type]
+
+    @property
+    def shift(self) -> int:
+        """What makes signed integers unsigned."""
+        return 1 << (self.spec.width - 1) if self.spec.is_signed else 0
+
+    def integers(self) -> npt.NDArray[Any]:
+        """Elements of a rounded constant, a byte each."""
+        return _array(self.q).astype(np.int8 if self.spec.is_signed else np.uint8, copy=False)
+
+    def zeros(self) -> npt.NDArray[np.int32]:
+        """Zero points of a rounded matrix ``[groups, N]``."""
+        zeros = _array(self.zero_point).astype(np.int32)
+        return zeros.reshape(-1, self.matrix[1])
+
+    def scales(self) -> npt.NDArray[np.float32]:
+        """Scales of a rounded matrix ``[groups, N]``."""
+        return _array(self.scale).astype(np.float32, copy=False).reshape(-1, self.matrix[1])
+
+    def scale_vector(self) -> ir.Node | None:
+        """The DequantizeLinear of scales that are quantized themselves."""
+        producer = self.scale.producer()
+        while producer is not None and producer.op_type != "DequantizeLinear":
+            source = producer.inputs[0] if producer.inputs else None
+            producer = source.producer() if source is not None else None
+        return producer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,6 +150,11 @@ def operand_of(value: ir.Value | None) -> Operand | None:
     if producer is not None and producer.op_type == "Mul" and producer.inputs[0] is not None:
         row_scale = producer.inputs[1]
         producer = producer.inputs[0].producer()
+    if producer is not None and producer.op_type == LOOK_UP:
+        q, _, scale = producer.inputs[:3]
+        assert q is not None
+        assert scale is not None
+        return Operand(q, scale, None, producer)
     if producer is None or producer.op_type != "DequantizeLinear":
         return None
     q, scale = producer.inputs[0], row_scale or producer.inputs[1]
@@ -187,6 +222,12 @@ def refuse(node: ir.Node, why: str, kernel: str = "") -> QcError:
         f"{node.op_type}{of} cannot be lowered: {why}",
         "keep the node in float with a rule, or use form = 'qdq'",
     )
+
+
+def _array(value: ir.Value | None) -> npt.NDArray[Any]:
+    array = constant(value)
+    assert array is not None, "a rounded weight is constant"
+    return array
 
 
 def _integer_dtype(stored: ir.Node) -> np.dtype[np.integer[Any]]:

@@ -14,6 +14,7 @@ from qcompiler.numerics.affine import quantize
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.schema import Form
+from qcompiler_passes.apply.weight_functions import DOMAIN, define_functions
 from qcompiler_passes.lower.ort_kernels import LOWERINGS
 from qcompiler_passes.lower.qdq_sites import (
     Operand,
@@ -25,7 +26,7 @@ from qcompiler_passes.lower.qdq_sites import (
 )
 from qcompiler_passes.planned import CARRIER, KERNEL
 
-__all__ = ["FINAL_SETTINGS", "LAYOUT_SETTINGS", "ToOrt"]
+__all__ = ["FINAL_SETTINGS", "LAYOUT_SETTINGS", "UNPACKING_SETTINGS", "ToOrt"]
 
 # The graph holds final operators: no rewrite of the runtime makes it faster, some make it slower or
 # wrong.
@@ -38,6 +39,15 @@ LAYOUT_SETTINGS = SessionSettings(
     entries={
         "session.disable_quant_qdq": "1",
         "optimization.disable_specified_optimizers": "SkipLayerNormFusion;BiasGeluFusion",
+    },
+)
+
+# Weights that are filed in another form than the kernels' are brought into it when the model is
+# loaded, by constant folding; of the other rewrites none may touch what is final.
+UNPACKING_SETTINGS = SessionSettings(
+    level="basic",
+    entries={
+        "optimization.disable_specified_optimizers": "MatMulAddFusion;WeightBiasQuantization",
     },
 )
 
@@ -80,6 +90,7 @@ class ToOrt(Pass):
             remove_dead(model)
         if any(node.domain == "com.microsoft" for node in graph):
             import_domain(model, "com.microsoft")
+        define_functions(model)
         state.session = _settings(model)
         return PassResult(modified=changed)
 
@@ -87,7 +98,16 @@ class ToOrt(Pass):
 def _settings(model: ir.Model) -> SessionSettings:
     # a weight that came quantized and that no kernel takes is folded to floats when it is loaded
     convolves = any(node.op_type in _CONVOLUTIONS for node in all_nodes(model))
+    if not convolves and any(map(_is_unpacked, model.graph)):
+        return UNPACKING_SETTINGS
     return LAYOUT_SETTINGS if convolves or any(map(_is_left, model.graph)) else FINAL_SETTINGS
+
+
+def _is_unpacked(node: ir.Node) -> bool:
+    """Whether the node makes constants, or reads what nodes make of constants."""
+    if node.op_type == "MatMulNBits":  # never right on constants that are not folded
+        return any(value is not None and value.producer() is not None for value in node.inputs[1:4])
+    return node.domain == DOMAIN
 
 
 def _is_left(node: ir.Node) -> bool:
@@ -102,9 +122,10 @@ def _lower(graph: ir.Graph, node: ir.Node) -> bool:
     if site.kernel not in LOWERINGS:
         raise refuse(node, f"there is no lowering of kernel {site.kernel!r}")
     tape = Tape(graph, node.name or "")
+    inputs = tuple(node.inputs)
     lowered = LOWERINGS[site.kernel](site, tape)
     if not lowered.old:
-        return False
+        return tuple(node.inputs) != inputs
     name = node.name
     lowered.main.metadata_props[KERNEL] = site.kernel
     replace(graph, lowered.old, tape.nodes, {lowered.old[-1].outputs[0]: lowered.result})

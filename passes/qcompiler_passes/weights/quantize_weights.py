@@ -6,12 +6,14 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.algorithms.data_free import HqqOptions, RtnOptions, hqq, k_quant, rtn
+from qcompiler.algorithms.double_quantization import with_quantized_scales
 from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest
 from qcompiler.diagnostics import QcError
 from qcompiler.ir.edit import constant
@@ -19,6 +21,8 @@ from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import Plan, Verdict
 from qcompiler.schemes import QSpec
+from qcompiler.targets.conditions import is_constant
+from qcompiler.targets.schema import Form
 from qcompiler_passes.planned import bias_operand, fused_behind, stored_parameters
 
 __all__ = ["QuantizeWeights", "WeightUse", "planned_weights"]
@@ -26,6 +30,8 @@ __all__ = ["QuantizeWeights", "WeightUse", "planned_weights"]
 # A bias is stored as int32 in steps of x_scale * w_scale. The steps must be so large that the
 # bias stays below 2^30: half of the range is left to the sum it is added to.
 _LARGEST_BIAS = float(2**30)
+
+_DATA_FREE = ("rtn", "k-quant", "hqq")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,29 +43,41 @@ class WeightUse:
         index: Which input it is.
         value: The constant.
         spec: How the kernel takes it.
+        algorithm: What rounds it, of weight-only kernels; "" of the others.
     """
 
     node: ir.Node
     index: int
     value: ir.Value
     spec: QSpec
+    algorithm: str = ""
 
 
 def planned_weights(graph: ir.Graph, plan: Plan) -> Iterator[WeightUse]:
-    """Every constant that a kernel of the plan takes in low precision, in graph order."""
+    """Constants that kernels of the plan take in low precision, in graph order.
+
+    Those whose algorithm needs data are left to the passes that have it.
+    """
     for node in graph:
         decision = plan.nodes.get(node.name or "")
         if decision is None or decision.verdict is not Verdict.QUANTIZED:
             continue
         for index, spec in enumerate(decision.inputs):
             value = node.inputs[index] if index < len(node.inputs) else None
-            if spec is not None and value is not None and constant(value) is not None:
-                yield WeightUse(node, index, value, spec)
+            if spec is None or value is None or not is_constant(value):
+                continue
+            alone = node.op_type == "MatMul" and decision.inputs[0] is None
+            algorithm = (decision.algorithm or "rtn") if alone else ""
+            if algorithm in ("", *_DATA_FREE):
+                yield WeightUse(node, index, value, spec, algorithm)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Round to nearest every weight that the plan gives a spec to.
+    """Round every weight that the plan gives a spec to, by an algorithm that needs no data.
+
+    Weights of kernels that quantize activations as well are rounded to nearest, weight-only ones as
+    the plan says.
 
     A weight shared by several nodes under one spec is rounded once and stays shared. A channel
     whose bias would not fit int32 in steps of ``x_scale * w_scale`` (channels that pruning or a
@@ -81,33 +99,60 @@ class QuantizeWeights(Pass):
         """Fill ``state.weights``; the model is untouched."""
         assert state.plan is not None
         uses = list(planned_weights(model.graph, state.plan))
-        distinct = list(dict.fromkeys((use.value, use.spec) for use in uses))
-        first = {(use.value, use.spec): use for use in reversed(uses)}
+        distinct = list(dict.fromkeys((use.value, use.spec, use.algorithm) for use in uses))
+        first = {(use.value, use.spec, use.algorithm): use for use in reversed(uses)}
         # rounding is numpy work outside the interpreter lock: one thread per processor
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            tensors = pool.map(lambda key: self._round(first[key], None), distinct)
+            tensors = pool.map(lambda key: self._round(first[key], None, state), distinct)
             shared = dict(zip(distinct, tensors, strict=True))
         rounded: dict[tuple[str, int], QTensor] = {}
         for use in uses:
-            weight = shared[use.value, use.spec]
+            weight = shared[use.value, use.spec, use.algorithm]
             floor = smallest_scale(use, state)
             if floor is not None and (weight.scale < floor).any():
-                weight = self._round(use, floor)
+                weight = self._round(use, floor, state)
             rounded[use.node.name or "", use.index] = weight
         state.weights = rounded
         return PassResult(modified=False)
 
-    def _round(self, use: WeightUse, floor: npt.NDArray[np.float32] | None) -> QTensor:
+    def _round(
+        self, use: WeightUse, floor: npt.NDArray[np.float32] | None, state: State
+    ) -> QTensor:
         array = constant(use.value)
         assert array is not None
-        few_bits = (use.spec.bits or use.spec.dtype.bitwidth) <= 4
+        where = f"{use.value.name} of {use.node.name}"
+        if use.algorithm:
+            return _round_alone(array, use, state, where)
+        few_bits = use.spec.width <= 4
         return round_to_nearest(
             np.asarray(array, np.float32),
             use.spec,
-            where=f"{use.value.name} of {use.node.name}",
+            where=where,
             clip_ratios=CLIP_RATIOS if self.clip and few_bits else (1.0,),
             smallest_scale=floor,
         )
+
+
+def _round_alone(array: npt.NDArray[Any], use: WeightUse, state: State, where: str) -> QTensor:
+    """Round the weight of a weight-only kernel, and its scales where they are quantized too.
+
+    Negative scales, which the full range may want, are for the runtime that is known to take them.
+    """
+    recipe, ours = state.recipe, state.form is Form.ORT
+    spec = dataclasses.replace(use.spec, scales=None)
+    if use.algorithm == "hqq":
+        tensor = hqq(
+            array, spec, HqqOptions(**recipe.hqq.model_dump()), full_range=ours, where=where
+        )
+    elif use.algorithm == "k-quant":
+        tensor = k_quant(array, spec, full_range=ours, where=where)
+    else:
+        options = RtnOptions(**recipe.rtn.model_dump())
+        options = dataclasses.replace(options, full_range=options.full_range and ours)
+        tensor = rtn(array, spec, options, where=where)
+    if use.spec.scales is None:
+        return tensor
+    return with_quantized_scales(tensor, use.spec.scales, array)
 
 
 def smallest_scale(use: WeightUse, state: State) -> npt.NDArray[np.float32] | None:

@@ -1,0 +1,52 @@
+"""What weights cost that the runtime has no kernel for as they are filed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qcompiler.diagnostics import Code, Diagnostic
+from qcompiler.numerics.nbits import NBitsLayout, nbits_layout, stored_bytes
+from qcompiler.targets.cost import Shapes, shape_of
+from qcompiler.targets.schema import Form, Scheme
+from qcompiler_passes.decide.cut import Solution
+from qcompiler_passes.decide.units import Unit
+
+__all__ = ["weight_forms"]
+
+
+def weight_forms(
+    units: Sequence[Unit], solution: Solution, shapes: Shapes, form: Form
+) -> list[Diagnostic]:
+    """Tell of weights that become floats, or wider integers, when the model is loaded."""
+    floats: list[tuple[str, int, int]] = []  # spec, bytes in the file, bytes in memory
+    unpacked: list[tuple[str, int, int]] = []
+    for unit in units:
+        option = solution.chosen.get(unit.name)
+        row, spec = (option.kernel, option.weight) if option is not None else (None, None)
+        if row is None or spec is None or row.scheme is not Scheme.WEIGHT or row.op != "MatMul":
+            continue
+        shape = shape_of(unit.head.inputs[1], shapes)
+        assert shape is not None, "the row has looked at it"
+        filed, size = stored_bytes(spec, (shape[0], shape[1])), shape[0] * shape[1]
+        layout = nbits_layout(spec)
+        if row.reference:
+            floats.append((str(spec), filed, 4 * size))
+        elif form is Form.ORT and isinstance(layout, NBitsLayout) and not layout.is_native:
+            unpacked.append((str(spec), filed, filed + size * (layout.bits - spec.width) // 8))
+    return [
+        *_tell(Code.FLOAT_WEIGHTS, "become floats", floats),
+        *_tell(Code.UNPACKED_WEIGHTS, "are unpacked", unpacked),
+    ]
+
+
+def _tell(code: Code, what: str, found: Sequence[tuple[str, int, int]]) -> list[Diagnostic]:
+    if not found:
+        return []
+    specs = ", ".join(sorted({spec for spec, _, _ in found}))
+    filed, held = sum(item[1] for item in found), sum(item[2] for item in found)
+    message = (
+        f"{len(found)} weights {what} when the model is loaded: {filed / 1e6:.1f} MB in the file,"
+        f" {held / 1e6:.1f} MB in memory"
+    )
+    values = {"weights": len(found), "file_bytes": filed, "memory_bytes": held}
+    return [Diagnostic(code, specs, message, values=values)]
