@@ -107,12 +107,16 @@ class Candidate:
         loss: Energy of the error over energy of the outputs.
         alpha: The exponent, if they come from one.
         quantile: The quantile, if they level channels.
+        unseen: The part of ``loss`` that is expected on data which were not seen only.
+        of_others: The factors found without the part of the data that holds a channel's extreme.
     """
 
     factors: Wide
     loss: float
     alpha: float | None = None
     quantile: float | None = None
+    unseen: float = 0.0
+    of_others: Wide | None = None
 
     def __str__(self) -> str:
         if self.alpha is not None:
@@ -186,25 +190,27 @@ class SmoothingTrial:
         s, of_others = rule(self._all.magnitude), rule(self._others.magnitude)
         scale = s.astype(np.float32)
         rows = self._rows / scale
-        error = self._activation_error(rows, s, of_others) + self._weight_error(rows, scale)
-        return Candidate(s, error / self._energy)
+        seen, unseen = self._activation_error(rows, s, of_others)
+        error = seen + unseen + self._weight_error(rows, scale)
+        return Candidate(s, error / self._energy, unseen=unseen / self._energy, of_others=of_others)
 
-    def _activation_error(self, rows: Floats, s: Wide, of_others: Wide) -> float:
+    def _activation_error(self, rows: Floats, s: Wide, of_others: Wide) -> tuple[float, float]:
+        """Of rounding the sample, and what other data add to it."""
         sketch = np.ascontiguousarray(self._sketch * s.astype(np.float32)[:, None])
         lo, hi = self._all.divided(s)
         if self._activation.granularity is Granularity.TOKEN:
             each = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
-            return self._rounded(rows, sketch, *each) + self._widening(of_others)
+            return self._rounded(rows, sketch, *each), self._widening(of_others)
         if self._activation.dynamic:
             known = self._rounded(rows, sketch, np.asarray(lo), np.asarray(hi))
-            return known + self._widening(of_others)
-        least = np.inf
+            return known, self._widening(of_others)
+        least = np.inf, 0.0
         for shrink in _SHRINKS:
-            error = self._rounded(rows, sketch, np.asarray(lo * shrink), np.asarray(hi * shrink))
-            error += self._clipping(of_others, shrink)
-            if error > 1.1 * least:
+            seen = self._rounded(rows, sketch, np.asarray(lo * shrink), np.asarray(hi * shrink))
+            errors = seen, self._clipping(of_others, shrink)
+            if sum(errors) > 1.1 * sum(least):
                 break
-            least = min(least, error)
+            least = min(least, errors, key=sum)
         return least
 
     def _clipping(self, s: Wide, shrink: float) -> float:

@@ -6,7 +6,9 @@ errors of the channels of one row add up or cancel. So candidates are judged on 
 ``sum_c |w_c|^2 (x_c - Q(x_c))^2`` (see :attr:`qcompiler.calibration.layers.Layer.energy`).
 
 What the sample cannot show is the rare outlier. Its clipping is taken from the exact histogram and
-charged to the channels that reach so far.
+charged to the channels that reach so far. And what no calibration data can show is how far other
+data reach: each part of the data is judged as clipped by a range found on all the others
+(:attr:`qcompiler.numerics.extremes.Extremes.reach`).
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Judge:
         self._energy = np.sum(spread, axis=0) if spread else None
         self._all_energy = np.sum([layer.energy for layer in layers], axis=0)
         self._channels = channels
+        self._reach = channels.extremes.reach
         self._values = values
 
     def error(self, lo: float, hi: float, spec: QSpec) -> float:
@@ -90,7 +93,16 @@ class Judge:
                 steps /= self._unit
             energy = float(np.einsum("rc,rc->c", steps, steps) @ self._energy)
             error += energy * float(self._unit) ** 2
-        return error / len(self._rows) + self._unseen_clipping(lo, hi)
+        return error / len(self._rows) + self._unseen_clipping(lo, hi) + self._other_data(lo, hi)
+
+    def _other_data(self, lo: float, hi: float) -> float:
+        """What a part of the data clips with a range like this of all the others, per row.
+
+        Each channel that reaches beyond the range counts once, in one row.
+        """
+        bottom, top = self._reach
+        over = np.square(np.maximum(top - hi, 0.0)) + np.square(np.maximum(lo - bottom, 0.0))
+        return float(over @ self._all_energy) / max(self._channels.rows, 1)
 
     def _unseen_clipping(self, lo: float, hi: float) -> float:
         """What the histogram knows of clipping beyond the sample, in the outputs, per row."""

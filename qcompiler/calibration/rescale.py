@@ -13,7 +13,11 @@ from qcompiler.calibration.summary import TensorSummary
 __all__ = ["divided"]
 
 
-def divided(summary: TensorSummary, factors: npt.NDArray[np.float64]) -> TensorSummary:
+def divided(
+    summary: TensorSummary,
+    factors: npt.NDArray[np.float64],
+    of_others: npt.NDArray[np.float64] | None = None,
+) -> TensorSummary:
     """The summary of ``x / factors`` for the summary of ``x``.
 
     What is kept by channel (mean, extremes, the sample of rows) is divided exactly, and with it
@@ -24,6 +28,7 @@ def divided(summary: TensorSummary, factors: npt.NDArray[np.float64]) -> TensorS
     Args:
         summary: With statistics by channel along the last axis; left as it is.
         factors: Positive, ``[channels]``.
+        of_others: See :meth:`~qcompiler.numerics.extremes.Extremes.divided`.
 
     Raises:
         ValueError: The summary has no statistics by channel, or of other channels.
@@ -35,7 +40,7 @@ def divided(summary: TensorSummary, factors: npt.NDArray[np.float64]) -> TensorS
         return summary
     by_channel = Channels(len(factors))
     by_channel.total = channels.total / factors
-    by_channel.extremes = channels.extremes.divided(factors)
+    by_channel.extremes = channels.extremes.divided(factors, of_others)
     by_channel.rows = channels.rows
     rows = Reservoir(reservoir.capacity, seed=channels.rows)
     rows.keys = reservoir.keys

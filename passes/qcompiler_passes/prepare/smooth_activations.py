@@ -27,6 +27,7 @@ from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
 from qcompiler_passes.decide.place_precision import PlacePrecision
 from qcompiler_passes.prepare.absorb import apply_edits
+from qcompiler_passes.prepare.coverage import coverage
 from qcompiler_passes.prepare.smoothing_groups import Group, find_groups, is_transformer
 
 __all__ = ["SmoothActivations"]
@@ -78,10 +79,16 @@ class SmoothActivations(Pass):
             return PassResult(modified=False)
         statistics = _measure(model, state, plan, groups)
         found = _search(groups, statistics, options)
+        chosen = {
+            group.value.name or "": best
+            for group, (best, _) in zip(groups, found, strict=True)
+            if best is not None
+        }
+        told = list(coverage(chosen, statistics.summaries, statistics.labels))
         run = _Run(model, state, plan, statistics, options)
         for group, (best, said) in zip(groups, found, strict=True):
             run.smooth(group, best, said)
-        return PassResult(run.modified, tuple(run.diagnostics))
+        return PassResult(run.modified, (*run.diagnostics, *told))
 
 
 def _has_data(state: State) -> bool:
@@ -298,7 +305,7 @@ class _Run:
     def _note(self, before: ir.Value, after: ir.Value, best: Candidate) -> None:
         """The statistics of ``after``, which is ``before`` divided."""
         statistics, old, new = self.statistics, before.name or "", after.name or ""
-        statistics.summaries[new] = divided(statistics.summaries[old], best.factors)
+        statistics.summaries[new] = divided(statistics.summaries[old], best.factors, best.of_others)
         statistics.layers[new] = layers_reading(after)
         statistics.labels[new] = statistics.labels.get(old, f"%{old}")
         if new != old:

@@ -57,6 +57,39 @@ def test_extremes_that_the_sample_lacks_are_in_the_tails() -> None:
     assert seen.histogram.distribution(seen.extremes.lo, seen.extremes.hi).right[-1] == 25.0
 
 
+def test_how_far_a_channel_reaches_on_other_data() -> None:
+    random = np.random.default_rng(1)
+    parts = random.uniform(-1, 1, size=(16, 30, 6)).astype(np.float32)
+    parts[5, 3, 2] = 6.0
+    channels, factors = summary(parts).channels, np.full(6, 6.0)
+    assert channels is not None
+    # six times what the other parts have, so with a range up to 6 another part may have 36
+    assert channels.extremes.reach[1][2] == pytest.approx(36.0, rel=0.01)
+    # levelled by what all parts have nothing stands out any more; levelled by what the others
+    # have, the part that was left out reaches six times as far as they
+    levels = np.where(np.arange(6) == 2, 6.0, 1.0)
+    assert divided(summary(parts), levels).channels is not None
+    others = channels.extremes.divided(levels, np.ones(6))
+    assert others.hi.max() == pytest.approx(1.0, rel=0.01)
+    assert others.reach[1][2] == pytest.approx(6.0, rel=0.01)
+    # the same factors for all parts change nothing but the unit
+    assert channels.extremes.divided(factors).reach[1][2] == pytest.approx(6.0, rel=0.01)
+
+
+def test_a_range_leaves_room_for_what_one_part_reaches_beyond_the_others() -> None:
+    random, spec = np.random.default_rng(1), QSpec.parse("u8tz")
+    parts = random.normal(size=(8, 30, 6)).astype(np.float32)
+    parts[:, :, 1] *= 1e-3
+    parts[5, 3, 1] = 2.0
+    levels, of_others = np.ones(6), np.ones(6)
+    levels[1], of_others[1] = 0.5, 1e-3  # as if the quiet channel had been raised
+    options = CalibrationOptions()
+    alike = divided(summary(parts), levels).range(spec, options, (LAYER,))
+    apart = divided(summary(parts), levels, of_others).range(spec, options, (LAYER,))
+    assert apart.hi >= alike.hi
+    assert apart.hi == pytest.approx(summary(parts / levels.astype(np.float32)).extremes.hi)
+
+
 def test_the_summary_that_is_divided_stays_as_it_was() -> None:
     before = summary(rows())
     extremes = before.extremes.hi

@@ -9,7 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler.algorithms.smoothing import Candidate
 from qcompiler.calibration.feeds import open_feeds
+from qcompiler.calibration.layers import Layer
+from qcompiler.calibration.summary import TensorSummary
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.frontends import open_model
 from qcompiler.ir.edit import constant
@@ -21,6 +24,7 @@ from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.session import open_session, run
 from qcompiler.targets.registry import load_target
 from qcompiler.verify.check import difference
+from qcompiler_passes.prepare.coverage import coverage
 from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 
 D, H = 32, 48
@@ -94,6 +98,36 @@ def smoothed(
     run_pipeline([*passes, SmoothActivations()], result, state, check=True, compare=difference)
     about = [d for d in state.diagnostics if d.code in (Code.SMOOTHED, Code.NOT_SMOOTHED)]
     return result, state, about
+
+
+def reach_told(data: list[dict[str, np.ndarray]]) -> list[Diagnostic]:
+    model = opened(NORMS, "gain shift w1")
+    target, source = load_target("cpu-vnni"), open_feeds(data, input_specs(model))
+    recipe = Recipe.of({"base": "static-int8", "force": True})
+    state = State(target, recipe, target.form, feeds=source, sample=source.first)
+    run_pipeline([SmoothActivations()], model, state)
+    return [d for d in state.diagnostics if d.code is Code.UNCOVERED]
+
+
+def test_data_that_do_not_tell_of_other_data_are_told() -> None:
+    assert not reach_told(feeds(40))
+    (one,) = reach_told([{"x": feeds()[0]["x"][:1]}])
+    assert one.values["parts"] == 1
+
+
+def test_activations_whose_error_is_on_unseen_data_are_told_once() -> None:
+    every = np.ones(4)
+    chosen = {
+        "calm": Candidate(every, loss=1e-4, unseen=1e-5),
+        "bad": Candidate(every, loss=1e-4, unseen=6e-5),
+        "worst": Candidate(every, loss=2e-4, unseen=1.8e-4),
+    }
+    first = np.zeros((2, 3, 4), np.float32)
+    summary = TensorSummary.start("x", first, (Layer("m", "MatMul", np.eye(4)),), 0.1)
+    summary.update(first)
+    (found,) = coverage(chosen, dict.fromkeys(chosen, summary), {"worst": "the worst"})
+    assert found.where == "the worst"
+    assert found.values["shares"] == {"%bad": pytest.approx(0.6), "the worst": pytest.approx(0.9)}
 
 
 def same(before: ir.Model, after: ir.Model) -> None:
