@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.pipeline.contract import Feed, Pass
 from qcompiler.pipeline.registry import default_pipeline, parse_pipeline
 from qcompiler.plan import Plan
@@ -75,17 +75,35 @@ def resolve_passes(recipe: Recipe) -> tuple[Pass, ...]:
     return parse_pipeline(recipe.pipeline) if recipe.pipeline else default_pipeline()
 
 
-def resolve_feeds(calibration: Any, model: ir.Model, recipe: Recipe) -> tuple[Any, list[Feed]]:
-    """The checked source of feeds, and the few that verification will use."""
+def resolve_feeds(
+    calibration: Any, model: ir.Model, recipe: Recipe, source: Any = None
+) -> tuple[Any, list[Feed], tuple[Diagnostic, ...]]:
+    """The checked source of feeds, the few that verification will use, and what is to be said.
+
+    Args:
+        calibration: What the user gave.
+        model: The model inside the compiler.
+        recipe: How many samples; how text is cut.
+        source: The model as the user gave it: a tokenizer may lie beside it.
+    """
     if calibration is None:
-        return None, []
+        return None, [], ()
     from qcompiler.calibration.feeds import open_feeds
+    from qcompiler.calibration.text import TextModel, is_text, open_text
     from qcompiler.runtime.inputs import input_specs
 
-    feeds = open_feeds(calibration, input_specs(model), recipe.calibration.max_samples)
+    specs = input_specs(model)
+    said: tuple[Diagnostic, ...] = ()
+    if is_text(calibration, specs):
+        from qcompiler.frontends.tokenizer import find_tokenizer, longest_text
+
+        reader = TextModel(specs, find_tokenizer(source), longest_text(source))
+        feeds, said = open_text(calibration, reader, recipe.text)
+    else:
+        feeds = open_feeds(calibration, specs, recipe.calibration.max_samples)
     if feeds.reiterable:
-        return feeds, list(itertools.islice(feeds, recipe.verify.feeds))
-    return feeds, [feeds.first]
+        return feeds, list(itertools.islice(feeds, recipe.verify.feeds)), said
+    return feeds, [feeds.first], said
 
 
 def check_threads(threads: int | None) -> None:

@@ -56,6 +56,7 @@ def qcompile(
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     metric: Metric | None = None,
+    work: str | os.PathLike[str] | None = None,
 ) -> Artifact:
     """Compile a model into a quantized ONNX artifact for one target.
 
@@ -72,7 +73,9 @@ def qcompile(
             file, or a :class:`~qcompiler.targets.schema.Target`.
         recipe: Name, path of a TOML/YAML/JSON file, mapping or :class:`Recipe`; None is ``auto``.
         calibration: Iterable of feeds (dict name -> array, tuple, or array), a callable returning
-            one, a torch DataLoader, or the path of an ``.npz`` file or of a folder of them.
+            one, a torch DataLoader, or the path of an ``.npz`` file or of a folder of them. For a
+            language model also a list of strings, a text, JSON or JSONL file, tokens
+            ``[n, length]``, or a data set with a column ``text`` or ``input_ids``.
         example_inputs: For torch models: a tuple or dict of tensors.
         form: ``ort`` (ONNX Runtime's operators) or ``qdq`` (portable); None is the target's, or the
             one in which it has the activations that the recipe names.
@@ -86,6 +89,8 @@ def qcompile(
         metric: What the recipe's ``max_drop`` bounds: takes a callable (feed -> outputs by name)
             and returns a number, higher being better. None is the cosine of the outputs with
             float's on the calibration data.
+        work: Folder for rounded weights of algorithms that take long. A compile that was killed
+            goes on from there, to the same result.
 
     Returns:
         The artifact.
@@ -108,9 +113,11 @@ def qcompile(
         opened = open_model(model, example_inputs)
     reference = opened.model
     with clock("calibration data"):
-        feeds, samples = resolve_feeds(calibration, reference, recipe)
+        feeds, samples, said = resolve_feeds(calibration, reference, recipe, model)
     sample = samples[0] if samples else opened.example
     state = State(resolved, recipe, wanted, feeds=feeds, sample=sample, plan=given)
+    state.work = None if work is None else pathlib.Path(work)
+    state.diagnostics.extend(said)
     passes: Sequence[Pass] = (
         quantized_pipeline()
         if opened.quantized and recipe.pipeline is None

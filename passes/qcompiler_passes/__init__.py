@@ -29,6 +29,7 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
+from qcompiler_passes.prepare.equalize_gates import EqualizeGates
 from qcompiler_passes.prepare.equalize_layers import EqualizeLayers
 from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
@@ -37,6 +38,7 @@ from qcompiler_passes.weights.learn_rounding import LearnRounding
 from qcompiler_passes.weights.measure_mean_errors import MeasureMeanErrors
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
 from qcompiler_passes.weights.refine_rounding import RefineRounding
+from qcompiler_passes.weights.round_in_stages import RoundInStages
 
 __all__ = ["PASSES"]
 
@@ -58,6 +60,7 @@ PASSES: tuple[type[Pass], ...] = (
     MergeQkv,
     RemoveDead,
     # prepare
+    EqualizeGates,
     EqualizeLayers,
     SmoothActivations,
     # decide
@@ -68,6 +71,7 @@ PASSES: tuple[type[Pass], ...] = (
     Calibrate,
     # weights
     QuantizeWeights,
+    RoundInStages,
     RefineRounding,
     LearnRounding,
     MeasureMeanErrors,

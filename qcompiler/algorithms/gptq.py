@@ -20,7 +20,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest, round_with_scale
+from qcompiler.algorithms.double_quantization import with_quantized_scales
+from qcompiler.algorithms.group_search import GroupSearch, search_groups
+from qcompiler.algorithms.rtn import round_to_nearest, round_with_scale
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.affine import Array, round_trip
 from qcompiler.numerics.qtensor import QTensor
@@ -30,6 +32,7 @@ __all__ = ["GptqOptions", "GptqResult", "gptq", "root_of_inverse"]
 
 Indices = npt.NDArray[np.intp]
 
+_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the range of a group, in the search
 _MOST_DAMP = 100.0  # times the mean of the diagonal: nothing but a diagonal is left
 
 
@@ -105,7 +108,6 @@ def gptq(
             "the second moment of the layer's input is not finite",
             "leave out the samples on which the model overflows",
         )
-    ratios = CLIP_RATIOS if options.search and spec.width <= 4 else (1.0,)
     w = np.asarray(weight, np.float32)
     size = spec.group_size or max(1, len(w))
     diagonal = np.diagonal(hessian)
@@ -114,8 +116,9 @@ def gptq(
     root, damp = root_of_inverse(hessian[np.ix_(rows, rows)], options.damp)
     # scales that are quantized again are so all together, before the sweep
     dynamic = len(w) > size and not options.static_groups and spec.scales is None
-    start = round_to_nearest(w, spec, where=where, clip_ratios=(1.0,) if dynamic else ratios)
-    sweep = _Sweep(w[rows], root, rows // size, start, ratios, options.block_size)
+    search = _RATIOS if options.search and spec.width <= 4 else (1.0,)
+    start = _parameters(w, spec, (1.0,) if dynamic else search, diagonal, where)
+    sweep = _Sweep(w[rows], root, rows // size, start, search, options.block_size)
     sweep.run(0, len(rows), order if dynamic else [rows])
     live = diagonal[rows] > 0
     loss = float(np.square(sweep.errors[live], dtype=np.float64).sum())
@@ -183,6 +186,18 @@ def _order(count: int, size: int, diagonal: Array, options: GptqOptions) -> list
     return [np.argsort(-diagonal, kind="stable")]
 
 
+def _parameters(
+    rows: Array, spec: QSpec, ratios: Sequence[float], importance: Array, where: str = ""
+) -> QTensor:
+    """Rows rounded to nearest, for the sake of scales and zero points."""
+    if spec.axis is None or spec.is_float8:
+        return round_to_nearest(rows, spec, where=where, clip_ratios=ratios)
+    plain = dataclasses.replace(spec, scales=None)
+    search = GroupSearch(tuple(ratios), full_range=False)
+    found = search_groups(rows, plain, search, importance=importance, where=where)
+    return found if spec.scales is None else with_quantized_scales(found, spec.scales)
+
+
 class _Sweep:
     """Rows in the order of the sweep, and what becomes of them."""
 
@@ -208,13 +223,15 @@ class _Sweep:
         self.errors = np.empty_like(w)  # of each row, over its place on the root's diagonal
         self._values = np.empty_like(w)  # what the integers of each row stand for
         self._w, self._root, self._home = w, root, home
-        self._start, self._spec = start, start.spec
+        self._start, self._spec = start, dataclasses.replace(start.spec, scales=None)
         self._ratios, self._block = ratios, max(1, block_size)
-        self._scale = start.scale.copy()
+        # what has a scale of 0 (they may be quantized too) stands for 0, as it does under 1
+        self._scale = np.where(start.scale == 0, np.float32(1), start.scale)
         zero = 0 if start.zero_point is None else start.zero_point
         self._zero = np.full(start.scale.shape, zero, np.float32)
         plain = not (start.spec.is_float8 or start.spec.codebook)
-        self._bounds = np.float32([start.spec.qmin, start.spec.qmax]) if plain else None
+        bounds = np.asarray([start.spec.qmin, start.spec.qmax], np.float32)
+        self._bounds = bounds if plain else None
 
     def run(self, a: int, b: int, pieces: Sequence[Indices]) -> None:
         """Round rows ``a`` to ``b``, which are up to date.
@@ -242,12 +259,16 @@ class _Sweep:
             self._values[back], self._scale, self._zero.astype(np.int32), self._spec
         )
         return dataclasses.replace(
-            self._start, q=found.q, scale=found.scale, zero_point=found.zero_point
+            self._start,
+            q=found.q,
+            scale=np.where(self._start.scale == 0, 0, found.scale),
+            zero_point=found.zero_point,
         )
 
     def _find(self, a: int, b: int) -> None:
         """Parameters of a group whose rows are up to date."""
-        found = round_to_nearest(self._w[a:b], self._spec, clip_ratios=self._ratios)
+        importance = np.square(np.diagonal(self._root)[a:b]) ** -1
+        found = _parameters(self._w[a:b], self._spec, self._ratios, importance)
         group = self._home[a]
         self._scale[group] = found.scale[0]
         if found.zero_point is not None:
@@ -276,7 +297,7 @@ class _Sweep:
     def _nearest(self, w: Array, scale: Array, zero: Array) -> Array:
         """What the elements of a row stand for when they are rounded."""
         if self._bounds is None:
-            return round_trip(w, scale, zero, self._spec)
+            return round_trip(w, scale, zero.astype(np.int32), self._spec)
         value = w / scale
         np.rint(value, out=value)
         np.maximum(value, self._bounds[0] - zero, out=value)

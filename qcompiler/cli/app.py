@@ -107,6 +107,10 @@ def compile_(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure each node's damage to the output.")
     ] = False,
+    work: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for rounded weights: a compile that was killed goes on there."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -133,6 +137,7 @@ def compile_(
             threads=threads,
             dump=dump,
             progress=progress,
+            work=work,
         )
     if json:
         print_json({"output": str(output), **artifact.report.to_dict()})

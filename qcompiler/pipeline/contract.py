@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -87,6 +88,7 @@ class State:
             measured on the quantized model.
         progress: Takes a line on how far a long pass is; None when nobody listens.
         bits: Weight bits by node name, where a budget chose them.
+        work: Folder for what a compile that is cut off would lose; None keeps nothing.
         pinned: Planned nodes that must stay in float whatever rules and costs say, and why.
     """
 
@@ -106,6 +108,7 @@ class State:
     bias_shifts: Mapping[str, npt.NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     progress: Callable[[str], None] | None = None
     bits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    work: pathlib.Path | None = None
     pinned: Mapping[str, Diagnostic] = dataclasses.field(default_factory=dict)
 
     def has(self, fact: Fact) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.algorithms.gptq import GptqOptions, gptq, root_of_inverse
+from qcompiler.algorithms.group_search import GroupSearch, search_groups
 from qcompiler.algorithms.rtn import round_to_nearest
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.qtensor import QTensor
@@ -26,6 +27,10 @@ def problem(k: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.n
     return rng.standard_normal((k, n)).astype(np.float32), x, x.T @ x
 
 
+def parameters(rows: np.ndarray, spec: QSpec) -> QTensor:
+    return search_groups(rows, spec, GroupSearch(full_range=False))
+
+
 def textbook(w: np.ndarray, h: np.ndarray, spec: QSpec, damp: float = 0.01) -> np.ndarray:
     """The algorithm of the paper without blocks, in float64; what the integers stand for."""
     w, h = w.astype(np.float64).copy(), h.astype(np.float64).copy()
@@ -35,7 +40,7 @@ def textbook(w: np.ndarray, h: np.ndarray, spec: QSpec, damp: float = 0.01) -> n
     found = np.zeros_like(w)
     for k in range(len(w)):
         if k % size == 0:
-            part = round_to_nearest(w[k : k + size].astype(np.float32), spec)
+            part = parameters(w[k : k + size].astype(np.float32), spec)
             zero = 0 if part.zero_point is None else part.zero_point[0]
         q = np.clip(np.rint(w[k] / part.scale[0]), spec.qmin - zero, spec.qmax - zero)
         found[k] = q * part.scale[0]
@@ -63,7 +68,9 @@ def test_equals_the_textbook(text: str, block_size: int) -> None:
 @given(
     k=st.integers(1, 70),
     n=st.integers(1, 9),
-    text=st.sampled_from(["u4g16@0", "u4g16@0z", "s4c@1", "u4r3g7@0z", "s4t", "e4m3c@1"]),
+    text=st.sampled_from(
+        ["u4g16@0", "u4g16@0z", "s4c@1", "u4r3g7@0z", "e4m3c@1", "nf4g16@0", "u4g8@0z/u8g4@0z"]
+    ),
     order=st.sampled_from(["none", "group", "full"]),
     static=st.booleans(),
 )
@@ -76,11 +83,12 @@ def test_every_form_comes_back_as_the_spec_says(
     options = GptqOptions(act_order=order, static_groups=static or order == "full")  # type: ignore[arg-type]
     found = gptq(w, h, spec, options).tensor
     assert found.q.shape == w.shape
-    assert np.float32(found.q).min() >= spec.qmin
-    assert np.float32(found.q).max() <= spec.qmax
-    nearest = round_to_nearest(w, spec)
-    assert found.scale.shape == nearest.scale.shape
-    assert (found.zero_point is None) == (nearest.zero_point is None)
+    lowest, highest = (0, 15) if spec.codebook else (spec.qmin, spec.qmax)
+    assert np.float32(found.q).min() >= lowest
+    assert np.float32(found.q).max() <= highest
+    assert found.scale.shape == (-(-k // (spec.group_size or k)), n)
+    assert (found.stored_scale is None) == (spec.scales is None)
+    assert np.isfinite(found.dequantize()).all()
 
 
 @pytest.mark.parametrize("order", ["none", "group", "full"])
@@ -100,7 +108,7 @@ def test_dead_channels_are_rounded_to_nearest() -> None:
     x[:, [3, 17]] = 0.0
     spec = QSpec.parse("s4c@1")
     found = gptq(w, x.T @ x, spec, PLAIN)
-    nearest = round_to_nearest(w, spec)
+    nearest = parameters(w, spec)
     assert found.dead == 2
     np.testing.assert_array_equal(found.tensor.q[[3, 17]], nearest.q[[3, 17]])
 
@@ -109,7 +117,7 @@ def test_a_dead_layer_is_rounded_to_nearest() -> None:
     w, _, h = problem(32, 6)
     spec = QSpec.parse("u4g16@0z")
     found = gptq(w, np.zeros_like(h), spec, PLAIN)
-    np.testing.assert_array_equal(found.tensor.q, round_to_nearest(w, spec).q)
+    np.testing.assert_array_equal(found.tensor.q, parameters(w, spec).q)
     assert (found.dead, found.loss) == (32, 0.0)
 
 

@@ -1,0 +1,99 @@
+"""What passes have in common that round weights by data and keep them in a store."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Collection, Iterable, Sequence
+
+import onnx_ir as ir
+import pydantic
+
+from qcompiler.calibration.summary_file import model_digest
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.pipeline.contract import Feed, State
+from qcompiler.plan import Plan, Verdict
+from qcompiler.schemes import QSpec
+from qcompiler.stages.cut import LayerGroup, Site
+
+__all__ = ["digested_feeds", "site_keys", "staged_layers", "weight_spec"]
+
+
+def staged_layers(graph: ir.Graph, plan: Plan, algorithms: Collection[str]) -> list[ir.Node]:
+    """Planned MatMul nodes whose weight one of the algorithms rounds, in graph order."""
+    found = []
+    for node in graph:
+        decision = plan.nodes.get(node.name or "")
+        if decision is None or decision.verdict is not Verdict.QUANTIZED:
+            continue
+        if decision.algorithm in algorithms:
+            found.append(node)
+    return found
+
+
+def weight_spec(node: ir.Node, plan: Plan) -> QSpec:
+    """How the plan stores a layer's weight."""
+    spec = plan.nodes[node.name or ""].inputs[1]
+    assert spec is not None
+    return spec
+
+
+def digested_feeds(state: State) -> tuple[Iterable[Feed], str]:
+    """The data, and its hash where a work folder needs one.
+
+    Raises:
+        QcError: QC410, there is no data.
+    """
+    feeds = state.feeds
+    if feeds is None:
+        raise QcError(
+            Code.NEEDS_CALIBRATION,
+            "weights.algorithm",
+            "the algorithm rounds by what reaches the layers, and there is no data",
+            "give calibration data, or choose rtn, k-quant or hqq",
+        )
+    if state.work is None:
+        return feeds, ""
+    if not feeds.reiterable:
+        held = list(feeds)
+        return held, str(feeds.digest)
+    if feeds.digest is None:
+        for _ in feeds:
+            pass
+    return feeds, str(feeds.digest)
+
+
+def site_keys(
+    model: ir.Model,
+    groups: Sequence[LayerGroup],
+    state: State,
+    data: str,
+    options: pydantic.BaseModel,
+) -> dict[Site, str]:
+    """A hash for each site of all that determines its numbers; "" where nothing outlives a compile.
+
+    What determines them: model, data, options, the libraries that multiply, and the plan for this
+    group of layers and all before it.
+
+    Args:
+        model: The model, all its constants included.
+        groups: Layers in the order in which they are rounded.
+        state: With a plan.
+        data: Hash of the calibration data.
+        options: Of the algorithm.
+    """
+    if state.work is None:
+        return {site: "" for group in groups for site in group.sites}
+    assert state.plan is not None
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime")}
+    said = options.model_dump(mode="json")
+    common = [model_digest(model), data, state.recipe.calibration.mask, said, versions]
+    chain = hashlib.sha256(json.dumps(common).encode())
+    keys = {}
+    for group in groups:
+        for node, site in zip(group.nodes, group.sites, strict=True):
+            decision = state.plan.nodes[site[0]]
+            chain.update(f"{site} {decision.algorithm} {weight_spec(node, state.plan)};".encode())
+        keys.update(dict.fromkeys(group.sites, chain.hexdigest()))
+    return keys

@@ -1,0 +1,64 @@
+"""The tokenizer that lies beside a model, and how long a text the model takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["find_tokenizer", "longest_text"]
+
+Encode = Callable[[str], Sequence[int]]
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")
+
+
+def find_tokenizer(model: Any) -> Encode | None:
+    """Text to tokens, from the folder of the model; None when there is no tokenizer.
+
+    Args:
+        model: What the user compiles: the path of a folder or of a file in one; of other objects
+            the attribute ``name_or_path``, where it is a folder.
+    """
+    folder = _folder(model)
+    if folder is None:
+        return None
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda text: list(tokenizer.encode(text).ids)
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    import transformers
+
+    slow = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    return lambda text: list(slow(text)["input_ids"])
+
+
+def longest_text(model: Any) -> int | None:
+    """How many tokens the configuration in the model's folder allows; None when it is silent."""
+    folder = _folder(model)
+    config = getattr(model, "config", None)
+    said: dict[str, Any] = {}
+    if config is not None and hasattr(config, "to_dict"):
+        said = config.to_dict()
+    elif folder is not None and (folder / "config.json").is_file():
+        try:
+            said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError:
+            return None  # who opens the folder says what is wrong with it
+    found = (said.get(key) for key in _LENGTHS)
+    return next((int(length) for length in found if isinstance(length, int)), None)
+
+
+def _folder(model: Any) -> pathlib.Path | None:
+    place = model if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
+    path = pathlib.Path(place or "/nowhere")
+    if path.is_file():
+        path = path.parent
+    return path if path.is_dir() else None

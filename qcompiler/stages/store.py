@@ -1,0 +1,149 @@
+"""Rounded weights in a folder: a compile that was cut off finds there what it had done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.numerics.qtensor import QTensor
+from qcompiler.schemes import QSpec
+from qcompiler.stages.cut import Site
+
+__all__ = ["StoredWeights", "WeightStore"]
+
+_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class WeightStore:
+    """One file per weight, named after its layer and a key.
+
+    The key is a hash of everything that determined the numbers, so a file is right or absent. A
+    file appears under its name when it is complete.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Open or make the folder.
+
+        Args:
+            folder: Where; None is a temporary one that goes with this object.
+
+        Raises:
+            QcError: QC706, it cannot be made.
+        """
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="qcompiler-")
+        self.folder = pathlib.Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def has(self, site: Site, key: str) -> bool:
+        """Whether the weight is there."""
+        return self._path(site, key).is_file()
+
+    def get(self, site: Site, key: str) -> QTensor:
+        """A weight.
+
+        Raises:
+            QcError: QC709, the file was damaged after it was written.
+        """
+        path = self._path(site, key)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                spec, q = QSpec.parse(str(file["spec"])), file["q"]
+                zero = file.get("zero_point")
+                elements = q.view(spec.dtype.numpy()) if spec.is_float8 else q
+                return QTensor(elements, file["scale"], zero, spec)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise QcError(
+                Code.NOT_ARTIFACT,
+                str(path),
+                f"a rounded weight cannot be read: {error}",
+                "delete the file: it is computed again",
+            ) from error
+
+    def put(self, site: Site, key: str, tensor: QTensor) -> None:
+        """Keep a weight.
+
+        Raises:
+            QcError: QC706, the disk is full or cannot be written.
+        """
+        path = self._path(site, key)
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "q": tensor.q.view(np.uint8) if tensor.spec.is_float8 else tensor.q,
+            "scale": tensor.scale,
+            "spec": np.asarray(str(tensor.spec)),
+        }
+        if tensor.zero_point is not None:
+            arrays["zero_point"] = tensor.zero_point
+        try:
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(name, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+                raise
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _path(self, site: Site, key: str) -> pathlib.Path:
+        # names may be long, and may differ in characters that no file name takes
+        plain = _PLAIN.sub("_", site[0])[-100:]
+        digest = hashlib.sha256(f"{site} {key}".encode()).hexdigest()[:24]
+        return self.folder / f"{plain}-{digest}.npz"
+
+    def _refused(self, error: OSError) -> QcError:
+        return QcError(
+            Code.NOT_WRITABLE,
+            str(self.folder),
+            f"rounded weights cannot be written: {error.strerror or error}",
+            "free disk space, or choose another folder with work=",
+        )
+
+
+class StoredWeights(Mapping[Site, QTensor]):
+    """Rounded weights by site, some in memory, the others read from the store when asked for."""
+
+    def __init__(
+        self, held: Mapping[Site, QTensor], store: WeightStore, keys: Mapping[Site, str]
+    ) -> None:
+        """Of both kinds.
+
+        Args:
+            held: Those in memory.
+            store: Holds the others.
+            keys: Key of each of the others.
+        """
+        self._held = {site: tensor for site, tensor in held.items() if site not in keys}
+        self._store = store
+        self._keys = dict(keys)
+
+    def __getitem__(self, site: Site) -> QTensor:
+        """One weight."""
+        if site in self._keys:
+            return self._store.get(site, self._keys[site])
+        return self._held[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        """All sites."""
+        yield from self._held
+        yield from self._keys
+
+    def __len__(self) -> int:
+        return len(self._held) + len(self._keys)
