@@ -308,6 +308,7 @@ class Recipe(_Strict):
         embeddings: Store embedding tables in int8.
         calibration: How ranges are found.
         smoothing: Whether outliers of activations move into weights.
+        equalize_gates: Balance the channels of activations that a gate multiplies.
         equalize_layers: Balance the weights of consecutive layers channel by channel.
         correct_biases: Take the mean error that rounding makes out of the biases; ``empirical``
             measures it layer by layer on the quantized model instead of computing it from means.
@@ -340,6 +341,7 @@ class Recipe(_Strict):
     embeddings: bool = True
     calibration: CalibrationOptions = CalibrationOptions()
     smoothing: SmoothingOptions = SmoothingOptions()
+    equalize_gates: bool = True
     equalize_layers: bool = False
     correct_biases: bool | Literal["empirical"] = True
     weights: WeightOptions = WeightOptions()

@@ -83,7 +83,7 @@ REMEDIES: Mapping[Code, str] = {
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
     Code.SMOOTHED: "Nothing. `smoothing.alpha = null` turns it off, a number fixes the exponent.",
     Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
-    Code.EQUALIZED: "Nothing. `equalize_layers = false` turns it off.",
+    Code.EQUALIZED: "Nothing. `equalize_layers = false` or `equalize_gates = false` turns it off.",
     Code.NOT_EQUALIZED: "Nothing, unless the message asks for data that can be read twice.",
     Code.ROUNDING_LEARNED: 'Nothing. `weights.rounding = "moment"` compiles faster.',
     Code.ROUNDING_KEPT: "Nothing: the layer is rounded by the second moment, or to nearest.",
