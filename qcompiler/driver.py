@@ -160,7 +160,8 @@ def qcompile(
         first = report.errors[0]
         raise QcError(first.code, first.where, first.message, first.hint, **first.values)
     manifest = make_manifest(reference, state, passes)
-    artifact = Artifact(compiled, final, report, state.session, manifest)
+    companions = opened.companions(state.session)
+    artifact = Artifact(compiled, final, report, state.session, manifest, companions)
     if recipe.verify.layers and samples and not opened.quantized:
         with clock("compare layers"):
             artifact = with_layers(artifact, reference, samples, threads=threads)

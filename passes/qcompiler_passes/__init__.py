@@ -27,6 +27,7 @@ from qcompiler_passes.float.remove_no_ops import RemoveNoOps
 from qcompiler_passes.float.share_duplicates import ShareDuplicates
 from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.finish_qdq import FinishQdq
+from qcompiler_passes.lower.pack_qkv import PackQkv
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.prepare.equalize_gates import EqualizeGates
@@ -82,5 +83,6 @@ PASSES: tuple[type[Pass], ...] = (
     InsertSwitches,
     # lower
     ToOrt,
+    PackQkv,
     FinishQdq,
 )

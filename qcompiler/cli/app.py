@@ -41,7 +41,7 @@ app = typer.Typer(
 targets_app = typer.Typer(no_args_is_help=False, help="List targets, or show one.")
 app.add_typer(targets_app, name="targets", invoke_without_command=True)
 
-Model = Annotated[str, typer.Argument(help="ONNX file, transformers folder or .pt2 file.")]
+Model = Annotated[str, typer.Argument(help="ONNX file, transformers folder, .gguf or .pt2 file.")]
 Out = Annotated[pathlib.Path, typer.Argument(help="Artifact folder.")]
 Target = Annotated[str, typer.Option(help="Target name or file; see `qcompile targets`.")]
 RecipeOption = Annotated[
@@ -225,6 +225,21 @@ def report(
     loaded = _load(artifact)
     path = write_page(loaded.report, loaded.plan, output or artifact / PAGE)
     err.print(f"written to {path}")
+
+
+@app.command()
+def generate(
+    artifact: Out,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=1)] = 128,
+) -> None:
+    """Go on from a prompt with a compiled language model, by ONNX Runtime GenAI."""
+    from qcompiler.runtime.generate import generate as pieces
+
+    for piece in pieces(artifact, prompt, new_tokens=max_new_tokens):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 @app.command()

@@ -106,7 +106,8 @@ def generate_feed(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None
     Integers that index an embedding table (a Gather along axis 0 of a constant, through casts and
     reshapes) are uniform below the smallest such table; masks and other integers are ones; token
     types are zeros; positions count up; floats are normal(0, 1). Named dimensions are 2 for a
-    batch, 32 for a sequence, 224 for the sides of a picture, unless ``dims`` says otherwise.
+    batch, 32 for a sequence, 0 for what is past, 224 for the sides of a picture, unless ``dims``
+    says otherwise.
 
     Args:
         model: The model.
@@ -194,6 +195,8 @@ def _guess(name: str, axis: int, spec: InputSpec) -> int:
     lower = name.lower()
     if "batch" in lower or lower in ("n", "b"):
         return _BATCH
+    if "past" in lower:
+        return 0  # a text that begins: what has gone before must not disagree with the mask
     if any(word in lower for word in _SEQUENCE_WORDS):
         return _SEQUENCE
     if axis == 0:

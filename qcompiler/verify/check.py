@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic, QcError
-from qcompiler.ir.walk import custom_operators
+from qcompiler.ir.provenance import origins
+from qcompiler.ir.walk import all_nodes, custom_operators
 from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Plan, Verdict
 from qcompiler.runtime.settings import SessionSettings
@@ -116,7 +117,7 @@ def check_artifact(
         )
         proof = None
         if plan is not None and optimized is not None:
-            proof = prove(plan, state.target, read_optimized(optimized))
+            proof = prove(plan, state.target, read_optimized(optimized), _standing(candidate))
         before, after = Profiler(float_session), Profiler(session)
         fidelity = compare_outputs(
             lambda feed: before.run(feed, code=Code.FLOAT_MODEL_FAILS),
@@ -215,6 +216,15 @@ def _latency(
         "runs": measured.runs,
         "feed": shapes,
     }
+
+
+def _standing(model: ir.Model) -> dict[str, list[str]]:
+    """Names of nodes by the user's node that they stand for."""
+    found: dict[str, list[str]] = {}
+    for node in all_nodes(model):
+        for name in origins(node):
+            found.setdefault(name, []).append(node.name or "")
+    return found
 
 
 def _host_fits(state: State) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from qcompiler.diagnostics import Code, Diagnostic
@@ -109,12 +110,24 @@ class Proof:
         }
 
 
-def prove(plan: Plan, target: Target, seen: Sequence[SeenNode]) -> Proof:
+def prove(
+    plan: Plan,
+    target: Target,
+    seen: Sequence[SeenNode],
+    standing: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Proof:
     """Hold the plan against the optimized graph.
 
     A planned node is found by its name, else by the value it gives (fused nodes are renamed by the
     runtime but keep the names of what they give). In the QDQ form the runtime may give the output
     of the Q behind the node, so any node that carries the planned name as a prefix counts as well.
+
+    Args:
+        plan: What was planned.
+        target: Its rows name the operators to look for.
+        seen: Nodes of the optimized graph.
+        standing: Names of the artifact's nodes that stand for a node of the user, where one node
+            took the place of several.
     """
     by_name = {node.name: node for node in seen}
     by_output = {value: node for node in seen for value in node.outputs}
@@ -127,6 +140,8 @@ def prove(plan: Plan, target: Target, seen: Sequence[SeenNode]) -> Proof:
         if not planned:
             continue
         candidates = [by_name.get(decision.node), *_near(decision.node, by_name, by_output)]
+        joined = (name for user in decision.origin for name in standing.get(user, ()))
+        candidates += map(by_name.get, joined)
         found = [node for node in candidates if node is not None]
         right = next((node for node in found if _is_one_of(node.op, planned)), None)
         chosen = right or (found[0] if found else None)

@@ -1,0 +1,89 @@
+"""pack-qkv: one product before attention, the same numbers, and when it must not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from decoders import decoder
+from qcompiler import qcompile
+from qcompiler.pipeline.contract import State
+from qcompiler.pipeline.registry import default_pipeline, pipeline_text
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.inputs import generate_feed
+from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.settings import SessionSettings
+from qcompiler.targets.registry import load_target
+from qcompiler.targets.schema import Form
+from qcompiler_passes.lower.pack_qkv import PackQkv
+
+pytest.importorskip("torch")
+
+UNPACKED = pipeline_text([item for item in default_pipeline() if item.name != "pack-qkv"])
+WEIGHTS = {"bits": 4, "group_size": 16, "symmetric": True}
+
+
+def compiled(name: str, **changes: Any) -> ir.Model:
+    recipe = {
+        "base": "weight-int4",
+        "weights": WEIGHTS,
+        "pipeline": UNPACKED,
+        "verify": {"enabled": False},
+        **changes,
+    }
+    return qcompile(decoder(name), "cpu-amx", recipe).model
+
+
+def pack(model: ir.Model, form: Form = Form.ORT) -> ir.Model:
+    packed = model.clone()
+    PackQkv().run(packed, State(load_target("cpu-amx"), Recipe(), form))
+    return packed
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def outputs(model: ir.Model) -> dict[str, np.ndarray]:
+    session = open_session(model, settings=SessionSettings("disable"), threads=1)
+    return run(session, generate_feed(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biases", "phi3", "qwen2"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_products_give_the_same_bits(name: str, symmetric: bool) -> None:
+    apart = compiled(name, weights={**WEIGHTS, "symmetric": symmetric})
+    together = pack(apart)
+    assert operators(apart)["MatMulNBits"] - operators(together)["MatMulNBits"] == 2 * 2
+    before, after = outputs(apart), outputs(together)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_products_of_other_bits_stay_apart() -> None:
+    rule = {"match": "*v_proj*", "bits": 8}
+    apart = compiled("llama", rules=[rule])
+    assert operators(pack(apart)) == operators(apart)
+
+
+def test_norms_between_product_and_attention_keep_them_apart() -> None:
+    apart = compiled("qwen3")
+    assert operators(pack(apart)) == operators(apart)
+
+
+def test_portable_form_is_left_alone() -> None:
+    apart = compiled("llama")
+    assert operators(pack(apart, Form.QDQ)) == operators(apart)
+
+
+def test_every_planned_kernel_is_seen_in_the_packed_graph() -> None:
+    recipe = {"base": "weight-int4", "weights": WEIGHTS}
+    artifact = qcompile(decoder("llama"), "cpu", recipe, threads=1)
+    kernels = artifact.report.to_dict()["kernels"]
+    assert operators(artifact.model)["MatMulNBits"] == 2 * 5 + 1
+    if kernels["planned"]:  # proof needs a host of the target
+        assert kernels["seen"] == kernels["planned"] >= 2 * 7 + 1
