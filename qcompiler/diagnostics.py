@@ -126,6 +126,11 @@ class Code(enum.Enum):
         Severity.INFO,
         "One scale for the weight would change most of its output channels by over a tenth.",
     )
+    INPUT_LAYER = (
+        "QC128",
+        Severity.INFO,
+        "A convolution at the input of a transformer: its rounding would be in all that follows.",
+    )
     # --- QC2xx: calibration ----------------------------------------------------------------
     EMPTY_CALIBRATION = ("QC201", Severity.ERROR, "The calibration source gave no sample.")
     FEED_NAME = ("QC202", Severity.ERROR, "A feed names an input wrongly, or lacks one.")

@@ -59,6 +59,8 @@ REMEDIES: Mapping[Code, str] = {
     "that has the kernels (`tensorrt`, `cuda`) to deploy it.",
     Code.COARSE_WEIGHT: 'Use `weights.granularity = "channel"` where the target has it, or a '
     "rule with scheme `static` on the node.",
+    Code.INPUT_LAYER: "Nothing, it is a small part of the work. A rule with scheme `static` on the "
+    "node, or `force = true`, quantizes it.",
     # calibration
     Code.EMPTY_CALIBRATION: "Check the path, the filter or the generator: one sample is the least, "
     "some dozens are good.",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code
+from qcompiler.plan import Verdict
 from qcompiler_models import load_model, speech, whisper
 
 pytestmark = pytest.mark.slow
@@ -20,11 +23,7 @@ CLIPS = 6
 @functools.cache
 def compiled(name: str) -> Artifact:
     model = load_model(name)
-    rules = []
-    if name == "whisper-encoder":
-        # Both cost several decibels: convolutions read the spectrogram, fc2 the outliers of Gelu.
-        rules = [{"op": "Conv", "scheme": "float"}, {"match": "*.fc2*", "scheme": "float"}]
-    recipe = {"base": "static-int8", "rules": rules, "verify": {"guard": False}}
+    recipe = {"base": "static-int8", "verify": {"guard": False}}
     return qcompile(model.onnx(), TARGET, recipe, model.calibration(), check=False)
 
 
@@ -50,17 +49,32 @@ def test_every_attention_is_one_node_and_linear_layers_are_integer(name: str, he
     assert operators.count("MatMulIntegerToFloat") >= 20
 
 
+@functools.cache
+def heard(quantized: bool) -> dict[str, Any]:
+    """What all scored clips give: 546 words, 684 tokens."""
+    names = ("whisper-encoder", "whisper-decoder")
+    runs = [compiled(name).run if quantized else load_model(name).float_run for name in names]
+    return whisper.listen(*runs)
+
+
 def test_encoder_and_decoder_in_8_bits_hear_what_float_hears() -> None:
-    encoder, decoder = compiled("whisper-encoder"), compiled("whisper-decoder")
-    scores = load_model("whisper-encoder").score(encoder.run, limit=CLIPS)
-    assert scores["cosine_min"] >= 0.998
-    heard = whisper.listen(encoder.run, decoder.run, CLIPS)
-    wanted = whisper.listen(
-        load_model("whisper-encoder").float_run, load_model("whisper-decoder").float_run, CLIPS
-    )
-    assert np.mean(heard["best"] == wanted["best"]) >= 0.9
-    assert abs(heard["nll"] - wanted["nll"]) <= 0.1 * wanted["nll"]
-    assert heard["wer"] <= wanted["wer"] + 0.05
+    found, wanted = heard(quantized=True), heard(quantized=False)
+    assert found["wer"] <= wanted["wer"] + 0.005
+    assert found["token_accuracy"] >= wanted["token_accuracy"] - 0.005
+    assert abs(found["nll"] - wanted["nll"]) <= 0.007 * wanted["nll"]
+
+
+def test_nearly_every_token_is_the_one_of_float() -> None:
+    # steadier than errors of words, of which a single one is 0.2 points
+    found, wanted = heard(quantized=True), heard(quantized=False)
+    assert np.mean(found["best"] == wanted["best"]) >= 0.99
+
+
+def test_only_the_convolution_that_reads_the_spectrogram_stays_in_float() -> None:
+    plan = compiled("whisper-encoder").plan
+    convolutions = {name: item for name, item in plan.nodes.items() if "conv1d" in name}
+    kept = [item for item in convolutions.values() if item.verdict is Verdict.FLOAT]
+    assert [item.reason.code for item in kept if item.reason] == [Code.INPUT_LAYER]
 
 
 def test_the_decoder_takes_any_number_of_tokens_and_its_table_is_stored_once() -> None:

@@ -17,9 +17,11 @@ from qcompiler.targets.schema import Scheme, Target
 from qcompiler_passes.decide.assemble import assemble
 from qcompiler_passes.decide.check_plan import check_plan
 from qcompiler_passes.decide.cut import Solution, place
+from qcompiler_passes.decide.input_layers import input_layers
 from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
+from qcompiler_passes.decide.ties import follow_ties
 from qcompiler_passes.decide.units import Unit, survey
 from qcompiler_passes.decide.weight_forms import weight_forms
 from qcompiler_passes.decide.wishes import Wish, allot, pin, wishes_of
@@ -57,7 +59,9 @@ class PlacePrecision(Pass):
             return PassResult(modified=False)
         recipe, target = state.recipe, state.target
         wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
+        wishes = pin(wishes, input_layers(model.graph, wishes))
         wishes = allot(wishes, state.bits)
+        wishes = follow_ties(model.graph, wishes)
         static = state.feeds is not None or state.statistics is not None
         _check_demands(recipe, state, static)
         prices = Prices(target, state.shapes)
