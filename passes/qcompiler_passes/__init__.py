@@ -32,9 +32,11 @@ from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.prepare.equalize_gates import EqualizeGates
 from qcompiler_passes.prepare.equalize_layers import EqualizeLayers
+from qcompiler_passes.prepare.scale_salient_channels import ScaleSalientChannels
 from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
 from qcompiler_passes.quantized.import_quantized import ImportQuantized
+from qcompiler_passes.weights.clip_by_outputs import ClipByOutputs
 from qcompiler_passes.weights.learn_rounding import LearnRounding
 from qcompiler_passes.weights.measure_mean_errors import MeasureMeanErrors
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
@@ -64,6 +66,7 @@ PASSES: tuple[type[Pass], ...] = (
     EqualizeGates,
     EqualizeLayers,
     SmoothActivations,
+    ScaleSalientChannels,
     # decide
     ObserveShapes,
     AllotBits,
@@ -72,6 +75,7 @@ PASSES: tuple[type[Pass], ...] = (
     Calibrate,
     # weights
     QuantizeWeights,
+    ClipByOutputs,
     RoundInStages,
     RefineRounding,
     LearnRounding,

@@ -88,6 +88,8 @@ class State:
             measured on the quantized model.
         progress: Takes a line on how far a long pass is; None when nobody listens.
         bits: Weight bits by node name, where a budget chose them.
+        moments: ``X^T X`` of an activation within each group of the weights that read it, by value
+            name, ``[groups, g, g]``.
         work: Folder for what a compile that is cut off would lose; None keeps nothing.
         pinned: Planned nodes that must stay in float whatever rules and costs say, and why.
     """
@@ -108,6 +110,7 @@ class State:
     bias_shifts: Mapping[str, npt.NDArray[np.float64]] = dataclasses.field(default_factory=dict)
     progress: Callable[[str], None] | None = None
     bits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    moments: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     work: pathlib.Path | None = None
     pinned: Mapping[str, Diagnostic] = dataclasses.field(default_factory=dict)
 

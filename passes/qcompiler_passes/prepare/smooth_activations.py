@@ -24,11 +24,10 @@ from qcompiler.plan import Own, Plan
 from qcompiler.recipe import SmoothingOptions
 from qcompiler.targets.cost import cost_us, work_of
 from qcompiler.targets.schema import Scheme
-from qcompiler_passes.decide.observe_shapes import ObserveShapes
-from qcompiler_passes.decide.place_precision import PlacePrecision
 from qcompiler_passes.prepare.absorb import apply_edits
 from qcompiler_passes.prepare.coverage import coverage
 from qcompiler_passes.prepare.smoothing_groups import Group, find_groups, is_transformer
+from qcompiler_passes.prepare.trial_plan import trial_plan
 
 __all__ = ["SmoothActivations"]
 
@@ -73,7 +72,7 @@ class SmoothActivations(Pass):
         # a first look without running anything: most models have no such layers
         if options.alpha == "auto" and not _may_be_transformer(model):
             return PassResult(modified=False)
-        plan = _trial_plan(model, state)
+        plan = trial_plan(model, state)
         groups = list(find_groups(model.graph, plan, state.shapes or {}))
         if not groups or (options.alpha == "auto" and not is_transformer(groups)):
             return PassResult(modified=False)
@@ -103,16 +102,6 @@ def _has_data(state: State) -> bool:
 def _may_be_transformer(model: ir.Model) -> bool:
     operators = {node.op_type for node in all_nodes(model)}
     return "MatMul" in operators and bool(operators & {"LayerNormalization", "RMSNormalization"})
-
-
-def _trial_plan(model: ir.Model, state: State) -> Plan:
-    """The plan as it would be made now; shapes are kept for the real one."""
-    trial = dataclasses.replace(state, plan=None, diagnostics=[])
-    ObserveShapes().run(model, trial)
-    state.sample, state.shapes = trial.sample, trial.shapes
-    PlacePrecision().run(model, trial)
-    assert trial.plan is not None
-    return trial.plan
 
 
 def _measure(model: ir.Model, state: State, plan: Plan, groups: Sequence[Group]) -> Statistics:
@@ -217,6 +206,7 @@ def _trial(group: Group, statistics: Statistics) -> SmoothingTrial | None:
         return None
     ties = None if group.fold is None else group.fold.ties
     seen, count = summary.channels.extremes, summary.channels.rows
+    assert group.activation is not None
     return SmoothingTrial(rows, seen, group.weights, group.activation, group.weight, ties, count)
 
 

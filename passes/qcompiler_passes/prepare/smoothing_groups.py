@@ -17,7 +17,7 @@ from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.cost import Shapes
 from qcompiler_passes.prepare.absorb import Edit, Fold, RefusedError, absorb, vector
 
-__all__ = ["Group", "find_groups", "is_transformer"]
+__all__ = ["Group", "find_groups", "group_of", "is_transformer"]
 
 _NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 _BLOCK = re.compile(r"^.*?\b\d+(?=\.|$)")
@@ -30,7 +30,7 @@ class Group:
     Attributes:
         value: The activation, ``[..., channels]``.
         layers: MatMul nodes that the plan quantizes.
-        activation: How they take the activation.
+        activation: How they take the activation; None in float.
         weight: How they store their weight.
         gain_us: What quantizing them saves by the plan; None unknown.
         block: Block of the model, as ``encoder.layer.3``; "" unknown.
@@ -42,7 +42,7 @@ class Group:
 
     value: ir.Value
     layers: list[ir.Node]
-    activation: QSpec
+    activation: QSpec | None
     weight: QSpec
     gain_us: float | None
     block: str
@@ -85,6 +85,15 @@ def find_groups(graph: ir.Graph, plan: Plan, shapes: Shapes) -> Iterator[Group]:
         group = Group(value, nodes, activation, weight, gain, _block(nodes[0]))
         _place(group, plan, shapes)
         yield group
+
+
+def group_of(value: ir.Value, nodes: list[ir.Node], plan: Plan, shapes: Shapes) -> Group:
+    """Layers of the weight-only scheme that read ``value``, and where factors for it can go."""
+    weight = plan.nodes[nodes[0].name or ""].inputs[1]
+    assert weight is not None
+    group = Group(value, nodes, None, weight, None, _block(nodes[0]))
+    _place(group, plan, shapes)
+    return group
 
 
 def is_transformer(groups: list[Group]) -> bool:
