@@ -6,6 +6,7 @@ nodes as metadata, so that a lowering reads the graph and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,25 +15,30 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import constant
+from qcompiler.ir.lazy import tied
 from qcompiler.numerics.affine import range_to_params
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, Plan, Verdict
-from qcompiler.schemes import QSpec
+from qcompiler.schemes import Granularity, QSpec
 
 __all__ = [
     "CARRIER",
     "INTO",
     "KERNEL",
     "SPEC",
+    "TIED",
     "bias_operand",
     "fused_behind",
+    "product_of_table",
     "stored_parameters",
+    "tied_tables",
     "value_spec",
 ]
 
 KERNEL = "qcompiler.kernel"  # on a computing node: id of its kernel row
 INTO = "qcompiler.into"  # on an absorbed node: name of the node that absorbs it
 CARRIER = "qcompiler.carrier"  # on a node that moves low-precision data unchanged
+TIED = "qcompiler.tied"  # on a GatherBlockQuantized: name of the MatMul that has its table
 SPEC = "qcompiler.spec"  # on the DequantizeLinear of a weight: its spec
 
 _Params = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
@@ -62,6 +68,34 @@ def bias_operand(add: ir.Node, behind: ir.Value, channels: int) -> ir.Value | No
     if array is None or array.size != channels or array.shape[-1:] != (channels,):
         return None
     return other
+
+
+def product_of_table(gather: ir.Node) -> ir.Node | None:
+    """The MatMul of the same graph whose constant weight is the gathered table, transposed."""
+    table = gather.inputs[0]
+    if table is None or not isinstance(gather.graph, ir.Graph):
+        return None
+    for node in gather.graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" and len(node.inputs) > 1 else None
+        if weight is not None and tied(table.const_value, weight.const_value):
+            return node
+    return None
+
+
+def tied_tables(graph: ir.Graph, plan: Plan) -> dict[str, ir.Node]:
+    """By Gather in blocks, the MatMul that has its table in the same form: one file for both."""
+    found = {}
+    for node in graph:
+        decision = plan.nodes.get(node.name or "")
+        spec = decision.inputs[0] if decision is not None and decision.inputs else None
+        if node.op_type != "Gather" or spec is None or spec.granularity is not Granularity.BLOCK:
+            continue
+        product = product_of_table(node)
+        other = plan.nodes.get(product.name or "") if product is not None else None
+        weight = other.inputs[1] if other is not None and len(other.inputs) > 1 else None
+        if product is not None and weight == dataclasses.replace(spec, axis=0):
+            found[node.name or ""] = product
+    return found
 
 
 def value_spec(plan: Plan, value: str) -> QSpec:

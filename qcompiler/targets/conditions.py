@@ -184,6 +184,24 @@ def _nbits_layout(node: ir.Node, context: Context) -> str | None:
     return _nbits_group_size(node, context)
 
 
+def _table_blocks(node: ir.Node, context: Context) -> str | None:
+    weight, shape = context.weight, shape_of(_input(node, 0), context.shapes)
+    if weight is None or shape is None:
+        return None
+    layout = nbits_layout(weight)
+    if isinstance(layout, str):
+        return layout
+    whole = layout.is_native and layout.blocks_per_scale == 1 and weight.scales is None
+    if not whole or weight.is_signed:
+        return f"{weight}, wanted blocks of 2, 4 or 8 bits with float scales"
+    ids = _input(node, 1)
+    if ids is None or ids.shape is None:
+        return "the rank of the indices is unknown"
+    if shape[-1] % layout.block_size:
+        return f"rows of {shape[-1]} are no multiple of group size {layout.block_size}"
+    return None
+
+
 def _not_nbits(node: ir.Node, context: Context) -> str | None:
     if _nbits_layout(node, context) is not None:
         return None
@@ -307,6 +325,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "resize-nearest": _nearest,
     "same-shape": _same_shape,
     "static-batch": _static_batch,
+    "table-blocks": _table_blocks,
     "table-rank-2": _rank(0, "table", 2, 2),
     "vnni": _vnni,
     "weight-axis-0": _weight_axis(0),
@@ -320,6 +339,7 @@ _CODES: Mapping[str, Code] = {
     "constant-weight": Code.NOT_CONSTANT,
     "nbits-group-size": Code.GROUP_SIZE,
     "nbits-layout": Code.GROUP_SIZE,
+    "table-blocks": Code.GROUP_SIZE,
     "group-divides-in-features": Code.GROUP_SIZE,
     "static-batch": Code.UNKNOWN_SHAPE,
 }

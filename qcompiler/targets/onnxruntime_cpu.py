@@ -21,6 +21,7 @@ S8_COLUMNS = QSpec.parse("s8c@1")
 S8_FILTERS = QSpec.parse("s8c@0")
 S8_ROWS = QSpec.parse("s8c@0")
 U8_BLOCKS = QSpec.parse("u8g128@0")
+U8_ROW_BLOCKS = QSpec.parse("u8g128@1")
 
 MATMUL_INTEGER_TO_FLOAT = "com.microsoft:MatMulIntegerToFloat"
 OPERATORS = "https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md"
@@ -73,6 +74,17 @@ DYNAMIC_KERNELS = (
         conditions=("constant-weight", "weight-rank-2", "no-nbits-layout", "unpacking-opset"),
         reference=True,
         source=f"{OPERATORS}: functions of constants are folded when the model is loaded; {PROBED}",
+    ),
+    Kernel(
+        id="gather-weight-blocks",
+        op="Gather",
+        scheme=Scheme.WEIGHT,
+        inputs=(U8_ROW_BLOCKS, None),
+        output=None,
+        runtime_op="com.microsoft:GatherBlockQuantized",
+        forms=(Form.ORT,),
+        conditions=("constant-table", "table-rank-2", "gather-axis-0", "table-blocks"),
+        source=f"{CONTRIB}#com.microsoft.GatherBlockQuantized; {PROBED}",
     ),
     Kernel(
         id="gather-weight",

@@ -9,16 +9,17 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.ir.edit import Tape, add_initializer, constant
+from qcompiler.ir.edit import Tape, add_initializer, constant, import_domain
 from qcompiler.ir.provenance import inherit
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import NodeDecision, Plan, Verdict
-from qcompiler.schemes import Granularity
+from qcompiler.schemes import Granularity, QSpec
+from qcompiler_passes.apply.gather_blocks import gather_blocks
 from qcompiler_passes.apply.qdq_writer import QdqWriter, move_uses
 from qcompiler_passes.apply.weight_functions import define_functions
 from qcompiler_passes.apply.weight_writer import Rounded, WeightWriter
-from qcompiler_passes.planned import CARRIER, INTO, KERNEL, fused_behind
+from qcompiler_passes.planned import CARRIER, INTO, KERNEL, fused_behind, tied_tables
 
 __all__ = ["InsertQdq"]
 
@@ -69,6 +70,8 @@ class InsertQdq(Pass):
                 changed = True
         insertion.drop_unread_weights()
         define_functions(model)
+        if any(node.domain == "com.microsoft" for node in model.graph):
+            import_domain(model, "com.microsoft")
         return PassResult(modified=changed)
 
 
@@ -81,6 +84,7 @@ class _Insertion:
         self.plan = plan
         self.writer = QdqWriter(graph, state)
         self.weight_writer = WeightWriter(graph)
+        self.tables = tied_tables(graph, plan)  # before weights are replaced
         self.float_bias = state.target.runtime in _FLOAT_BIAS
         self.replaced: set[ir.Value] = set()
 
@@ -88,7 +92,11 @@ class _Insertion:
         """Put low-precision operands before ``node`` and, if planned, a stored result behind."""
         node.metadata_props[KERNEL] = decision.kernel
         if node.op_type == "Gather":
-            self._gather(node)
+            spec = decision.inputs[0]
+            if spec is not None and spec.granularity is Granularity.BLOCK:
+                self._gather_blocks(node, spec)
+            else:
+                self._gather(node)
             return
         chain = list(fused_behind(node, self.plan))
         result = node.outputs[0]
@@ -172,6 +180,12 @@ class _Insertion:
             else:
                 self._replace_input(node, index, self.writer.static(value))
         return weights
+
+    def _gather_blocks(self, node: ir.Node, spec: QSpec) -> None:
+        assert self.state.weights is not None
+        dtype = self.writer.dtype_of(node.outputs[0])
+        product = self.tables.get(node.name or "")
+        gather_blocks(self.graph, node, spec, self.state.weights, product, dtype)
 
     def _gather(self, node: ir.Node) -> None:
         """Gather integers and the scales of their rows; the whole table is never dequantized."""

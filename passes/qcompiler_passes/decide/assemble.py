@@ -137,7 +137,7 @@ class _Writer:
         gain = None
         if self.prices.known and unit.float_us is not None and not row.reference:
             gain = unit.float_us - option.us
-        weight_only = row.scheme is Scheme.WEIGHT and row.op == "MatMul"
+        weight_only = row.scheme is Scheme.WEIGHT and option.weight is not None
         algorithm = unit.wish.algorithm if weight_only and unit.wish.algorithm != "rtn" else ""
         return _decision(
             unit.head,

@@ -164,6 +164,7 @@ class Rows:
         context = Context(self.shapes, self.target, self.form, weight)
         return (
             self._unwanted(row, node, wish)
+            or self._other_table(row, node, wish)
             or self._wrong_data(row, node)
             or self._failed_condition(row, node, context)
             or self._bad_weight(row, node, wish, weight)
@@ -291,9 +292,23 @@ class Rows:
             "a rule with scheme 'static' quantizes it nevertheless",
         )
 
+    def _other_table(self, row: Kernel, node: ir.Node, wish: Wish) -> Refusal | None:
+        """Of tables in blocks and tables by row, the one that is not wanted."""
+        if row.op != "Gather":
+            return None
+        asked = wish.tied or (wish.rule is not None and wish.rule.bits is not None)
+        if row.inputs[0] is not None and row.inputs[0].granularity is Granularity.BLOCK:
+            if asked or wish.kernel:
+                return None
+            return Refusal(Code.NOT_SELECTED, f"{row.id} is for tied tables, and for rules on bits")
+        for other in self.of(node) if asked and not wish.kernel else ():
+            if other.id != row.id and self.refusal(other, node, wish) is None:
+                return Refusal(Code.NOT_SELECTED, f"{other.id} has the bits that are wanted")
+        return None
+
     def _bad_table(self, value: ir.Value, shape: tuple[int, ...], wish: Wish) -> Refusal | None:
         size = math.prod(shape) * 4
-        if size < _LARGE_TABLE and not wish.is_demand:
+        if size < _LARGE_TABLE and not (wish.is_demand or wish.tied):
             return Refusal(
                 Code.DOES_NOT_PAY,
                 f"the table has {size} bytes in float, int8 tables are made from {_LARGE_TABLE} on",

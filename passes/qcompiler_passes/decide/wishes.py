@@ -34,6 +34,7 @@ class Wish:
         algorithm: How weights of the weight-only scheme are rounded.
         format: What they are stored as.
         double_quant: How their scales are quantized again.
+        tied: The node gathers from the weight of a product, and has that product's wish.
         kernel: The only kernel row to use, or "".
         rule: The rule that decided, or None where the recipe itself does.
         named: The rule names this very node and no other.
@@ -48,6 +49,7 @@ class Wish:
     algorithm: str = "rtn"
     format: str = "int"
     double_quant: DoubleQuantOptions | None = None
+    tied: bool = False
     kernel: str = ""
     rule: Rule | None = None
     named: bool = False
@@ -140,6 +142,7 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
         rule.algorithm or weights.algorithm,
         rule.format or weights.format,
         weights.double_quant,
+        False,
         rule.kernel or "",
         rule,
         named,

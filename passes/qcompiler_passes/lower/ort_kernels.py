@@ -236,6 +236,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "matmul-weight": matmul_nbits,
     "matmul-weight-float": float_matmul,
     "gather-weight": already_integer,
+    "gather-weight-blocks": already_integer,
     "conv-static": qlinear_conv,
     "add-static": qlinear_binary("QLinearAdd"),
     "mul-static": qlinear_binary("QLinearMul"),

@@ -14,6 +14,7 @@ from qcompiler.numerics.affine import quantize
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.schema import Form
+from qcompiler_passes.apply.gather_blocks import share_tables
 from qcompiler_passes.apply.weight_functions import DOMAIN, define_functions
 from qcompiler_passes.lower.ort_kernels import LOWERINGS
 from qcompiler_passes.lower.qdq_sites import (
@@ -85,6 +86,7 @@ class ToOrt(Pass):
                 changed |= _lower(graph, node)
             elif CARRIER in node.metadata_props:
                 changed |= _carry(graph, node)
+        share_tables(graph)
         changed |= _drop_round_trips(graph)
         if changed:
             remove_dead(model)

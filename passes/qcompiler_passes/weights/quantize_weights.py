@@ -20,10 +20,10 @@ from qcompiler.ir.edit import constant
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import Plan, Verdict
-from qcompiler.schemes import QSpec
+from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.conditions import is_constant
 from qcompiler.targets.schema import Form
-from qcompiler_passes.planned import bias_operand, fused_behind, stored_parameters
+from qcompiler_passes.planned import bias_operand, fused_behind, stored_parameters, tied_tables
 
 __all__ = ["QuantizeWeights", "WeightUse", "planned_weights"]
 
@@ -56,8 +56,10 @@ class WeightUse:
 def planned_weights(graph: ir.Graph, plan: Plan) -> Iterator[WeightUse]:
     """Constants that kernels of the plan take in low precision, in graph order.
 
-    Those whose algorithm needs data are left to the passes that have it.
+    Those whose algorithm needs data are left to the passes that have it. A table that a product
+    shares is the product's.
     """
+    tables = tied_tables(graph, plan)
     for node in graph:
         decision = plan.nodes.get(node.name or "")
         if decision is None or decision.verdict is not Verdict.QUANTIZED:
@@ -66,8 +68,13 @@ def planned_weights(graph: ir.Graph, plan: Plan) -> Iterator[WeightUse]:
             value = node.inputs[index] if index < len(node.inputs) else None
             if spec is None or value is None or not is_constant(value):
                 continue
+            if node.name in tables:
+                continue
+            table = node.op_type == "Gather" and spec.granularity is Granularity.BLOCK
             alone = node.op_type == "MatMul" and decision.inputs[0] is None
-            algorithm = (decision.algorithm or "rtn") if alone else ""
+            algorithm = (decision.algorithm or "rtn") if alone or table else ""
+            if table and algorithm not in _DATA_FREE:
+                algorithm = "hqq"  # nothing reaches a table that data could tell of
             if algorithm in ("", *_DATA_FREE):
                 yield WeightUse(node, index, value, spec, algorithm)
 

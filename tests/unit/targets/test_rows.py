@@ -40,6 +40,7 @@ CPU_KERNELS = {
     "matmul-dynamic": ("MatMul", Scheme.DYNAMIC),
     "matmul-token": ("MatMul", Scheme.TOKEN),
     "matmul-weight": ("MatMul", Scheme.WEIGHT),
+    "gather-weight-blocks": ("Gather", Scheme.WEIGHT),
     "gather-weight": ("Gather", Scheme.WEIGHT),
     "conv-static": ("Conv", Scheme.STATIC),
     "add-static": ("Add", Scheme.STATIC),
