@@ -27,7 +27,7 @@ def staged_layers(graph: ir.Graph, plan: Plan, algorithms: Collection[str]) -> l
         decision = plan.nodes.get(node.name or "")
         if decision is None or decision.verdict is not Verdict.QUANTIZED:
             continue
-        if decision.algorithm in algorithms:
+        if decision.algorithm in algorithms and node.op_type == "MatMul":
             found.append(node)
     return found
 
@@ -86,7 +86,7 @@ def site_keys(
     if state.work is None:
         return {site: "" for group in groups for site in group.sites}
     assert state.plan is not None
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime")}
+    versions = [_version(name) for name in ("numpy", "onnxruntime", "torch")]
     said = options.model_dump(mode="json")
     common = [model_digest(model), data, state.recipe.calibration.mask, said, versions]
     chain = hashlib.sha256(json.dumps(common).encode())
@@ -97,3 +97,10 @@ def site_keys(
             chain.update(f"{site} {decision.algorithm} {weight_spec(node, state.plan)};".encode())
         keys.update(dict.fromkeys(group.sites, chain.hexdigest()))
     return keys
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
