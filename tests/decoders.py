@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,19 @@ def decoder_feed(
             empty = np.zeros((len(ids), spec.shape[1], 0, spec.shape[3]), np.float32)
             feed[spec.name] = empty if past is None else past[before]
     return feed
+
+
+def save_tokenizer(folder: pathlib.Path) -> None:
+    """A byte-level tokenizer of 101 tokens, as transformers writes it."""
+    import tokenizers
+    import transformers
+
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=101, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False
+    )
+    model.train_from_iterator(["the keeper of the lamp, the lamp of the keeper"] * 4, trainer)
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=model, **special).save_pretrained(folder)

@@ -30,7 +30,8 @@ def an_artifact() -> Artifact:
         {"name": "tiny", "kind": "onnx"}, "cpu", "float", "ort", coverage(plan), diagnostics=(why,)
     )
     settings = SessionSettings("disable", {"session.intra_op.allow_spinning": "0"})
-    return Artifact(model, plan, report, settings, {"recipe": {"name": "float"}})
+    companions = {"tokenizer.json": b"{}", "notes.bin": b"\x00\xff"}
+    return Artifact(model, plan, report, settings, {"recipe": {"name": "float"}}, companions)
 
 
 def test_an_artifact_reads_back_whole(tmp_path: pathlib.Path) -> None:
@@ -40,6 +41,7 @@ def test_an_artifact_reads_back_whole(tmp_path: pathlib.Path) -> None:
     assert loaded.report == artifact.report
     assert loaded.settings == artifact.settings
     assert loaded.manifest == artifact.manifest
+    assert loaded.companions == artifact.companions
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(loaded.run({"x": x})["y"], artifact.run({"x": x})["y"])
 
