@@ -16,6 +16,7 @@ from qcompiler.targets.schema import Scheme
 
 __all__ = [
     "RECIPES",
+    "AutoRoundOptions",
     "AwqOptions",
     "CalibrationOptions",
     "GptqOptions",
@@ -31,7 +32,7 @@ __all__ = [
 SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
 ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
-Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq"]
+Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq", "autoround"]
 Format = Literal["int", "nf4", "fp4", "fp4-bnb"]
 
 
@@ -215,6 +216,34 @@ class AwqOptions(_Strict):
     insert: bool = False
 
 
+class AutoRoundOptions(_Strict):
+    """How ``autoround`` learns; names and defaults are those of the auto-round package.
+
+    Attributes:
+        iters: Steps for each block.
+        batch_size: Samples of one step.
+        gradient_accumulate_steps: Batches whose gradients are added up before a step.
+        lr: Step of the rounding at the start; None is ``1 / iters``.
+        minmax_lr: Step of the ranges; None is ``lr``.
+        enable_minmax_tuning: Learn the ranges as well.
+        enable_quanted_input: Learn on what the rounded blocks before give, not on float inputs.
+        nblocks: Consecutive blocks that learn together.
+        dynamic_max_gap: Stop after so many steps without a new best; -1 never does.
+        not_use_best_mse: Keep the last step's weights rather than those of the lowest loss.
+    """
+
+    iters: int = pydantic.Field(200, ge=0)
+    batch_size: int = pydantic.Field(8, ge=1)
+    gradient_accumulate_steps: int = pydantic.Field(1, ge=1)
+    lr: float | None = pydantic.Field(None, ge=0.0, allow_inf_nan=False)
+    minmax_lr: float | None = pydantic.Field(None, ge=0.0, allow_inf_nan=False)
+    enable_minmax_tuning: bool = True
+    enable_quanted_input: bool = True
+    nblocks: int = pydantic.Field(1, ge=1)
+    dynamic_max_gap: int = pydantic.Field(-1, ge=-1)
+    not_use_best_mse: bool = False
+
+
 class TextOptions(_Strict):
     """How calibration text becomes samples.
 
@@ -239,8 +268,8 @@ class WeightOptions(_Strict):
         symmetric: No zero point, in the weight-only scheme.
         algorithm: How the weight-only scheme rounds: ``rtn`` to nearest, ``k-quant`` by weighted
             least squares, ``hqq`` by a robust norm; by calibration data ``gptq``, which lets the
-            weights of a layer make up for one another, and ``awq``, which scales the channels
-            that matter up.
+            weights of a layer make up for one another, ``awq``, which scales the channels that
+            matter up, and ``autoround``, which learns the rounding of whole blocks.
         format: What the weight-only scheme stores: ``int``, or codes of 4 bits: ``nf4``, ``fp4``
             (e2m1), ``fp4-bnb`` (that of bitsandbytes).
         double_quant: Quantize the scales of the weight-only scheme again; None leaves them float.
@@ -316,6 +345,7 @@ class Recipe(_Strict):
         rtn: How ``rtn`` rounds them.
         hqq: How ``hqq`` does.
         gptq: How ``gptq`` does.
+        autoround: How ``autoround`` does.
         awq: How ``awq`` does.
         text: How calibration text becomes samples.
         bits_budget: Bits that a weight of the weight-only scheme may take on average, scales and
@@ -348,6 +378,7 @@ class Recipe(_Strict):
     rtn: RtnOptions = RtnOptions()
     hqq: HqqOptions = HqqOptions()
     gptq: GptqOptions = GptqOptions()
+    autoround: AutoRoundOptions = AutoRoundOptions()
     awq: AwqOptions = AwqOptions()
     text: TextOptions = TextOptions()
     bits_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
@@ -488,6 +519,7 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "rtn": RtnOptions,
     "hqq": HqqOptions,
     "gptq": GptqOptions,
+    "autoround": AutoRoundOptions,
     "awq": AwqOptions,
     "text": TextOptions,
     "verify": VerifyOptions,
@@ -542,6 +574,22 @@ RECIPES: Mapping[str, Recipe] = {
                 ),
             )
             for algorithm in get_args(Algorithm)
+        ),
+        *(
+            Recipe(
+                name=f"w4-autoround-{effort}",
+                schemes=(Scheme.WEIGHT,),
+                force=True,
+                weights=WeightOptions(
+                    bits=4, group_size=64, symmetric=False, algorithm="autoround"
+                ),
+                text=TextOptions(samples=samples),
+                autoround=options,
+            )
+            for effort, samples, options in (
+                ("light", 128, AutoRoundOptions(iters=50, lr=5e-3)),
+                ("best", 512, AutoRoundOptions(iters=1000)),
+            )
         ),
         Recipe(name="float", schemes=(), embeddings=False),
     )

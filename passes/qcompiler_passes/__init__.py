@@ -37,6 +37,7 @@ from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
 from qcompiler_passes.quantized.import_quantized import ImportQuantized
 from qcompiler_passes.weights.clip_by_outputs import ClipByOutputs
+from qcompiler_passes.weights.learn_by_block import LearnByBlock
 from qcompiler_passes.weights.learn_rounding import LearnRounding
 from qcompiler_passes.weights.measure_mean_errors import MeasureMeanErrors
 from qcompiler_passes.weights.quantize_weights import QuantizeWeights
@@ -77,6 +78,7 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeWeights,
     ClipByOutputs,
     RoundInStages,
+    LearnByBlock,
     RefineRounding,
     LearnRounding,
     MeasureMeanErrors,

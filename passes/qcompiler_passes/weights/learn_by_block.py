@@ -1,0 +1,212 @@
+"""Learn the rounding of whole blocks (AutoRound)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.algorithms.data_free import RtnOptions, rtn
+from qcompiler.analysis.blocks import Block, repeated_blocks
+from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.ir.edit import constant
+from qcompiler.numerics.qtensor import QTensor
+from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
+from qcompiler.recipe import AutoRoundOptions
+from qcompiler.stages.cut import LayerGroup, Site
+from qcompiler.stages.store import StoredWeights, WeightStore
+from qcompiler_passes.weights.staged import digested_feeds, site_keys, staged_layers, weight_spec
+
+if TYPE_CHECKING:
+    from qcompiler.stages.blocks import BlockVisit
+
+__all__ = ["LearnByBlock"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnByBlock(Pass):
+    """Round the layers that the plan gives to AutoRound.
+
+    The model's repeated blocks (all of it where nothing repeats) are visited in order, with what the rounded blocks before them give
+    and with what they give in float. All layers of a block learn together, so that errors make up
+    for one another (:mod:`qcompiler.algorithms.autoround`). A layer outside of the blocks is
+    rounded to nearest, and told. Rounded blocks go to the store, where a compile that was killed
+    finds them.
+    """
+
+    name: ClassVar[str] = "learn-by-block"
+    phase: ClassVar[Phase] = Phase.WEIGHTS
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN, Fact.WEIGHTS})
+    exact: ClassVar[bool] = False
+
+    def run(self, model: ir.Model, state: State) -> PassResult:
+        """Add to ``state.weights``; the model is untouched.
+
+        Raises:
+            QcError: QC302 an operator has no differentiable form; QC410 there is no data; QC411
+                torch is not installed, or the data can be read only once.
+        """
+        assert state.plan is not None
+        assert state.weights is not None
+        layers = staged_layers(model.graph, state.plan, {"autoround"})
+        if not layers:
+            return PassResult(modified=False)
+        try:
+            from qcompiler.stages.blocks import walk_blocks
+        except ImportError as error:
+            raise QcError(
+                Code.USAGE,
+                "weights.algorithm",
+                "'autoround' needs torch, which is not installed",
+                "pip install torch, or choose gptq, hqq, k-quant or rtn",
+            ) from error
+        options = state.recipe.autoround
+        found = repeated_blocks(model.graph) or (Block("model", tuple(model.graph)),)
+        blocks = _joined(_with_layers(found, layers), options.nblocks)
+        groups = _groups(blocks, layers)
+        feeds, data = digested_feeds(state)
+        keys = site_keys(model, groups, state, data, options)
+        learner = _Learner(state, blocks, keys)
+        if blocks:
+            walk_blocks(model, blocks, feeds, learner.visit, mask=state.recipe.calibration.mask)
+        inside = {node for group in groups for node in group.nodes}
+        held = {**state.weights, **_nearest([n for n in layers if n not in inside], state, learner)}
+        state.weights = StoredWeights(held, learner.store, keys)
+        return PassResult(modified=False, diagnostics=learner.said)
+
+
+def _with_layers(blocks: tuple[Block, ...], layers: list[ir.Node]) -> list[Block]:
+    wanted = set(layers)
+    return [block for block in blocks if wanted.intersection(block.nodes)]
+
+
+def _joined(blocks: list[Block], count: int) -> list[Block]:
+    """Several consecutive blocks as one."""
+    return [
+        Block(part[0].name, tuple(node for block in part for node in block.nodes))
+        for start in range(0, len(blocks), count)
+        if (part := blocks[start : start + count])
+    ]
+
+
+def _groups(blocks: list[Block], layers: list[ir.Node]) -> list[LayerGroup]:
+    """The layers of each block, as if they read one activation: they are rounded together."""
+    wanted = set(layers)
+    found = []
+    for block in blocks:
+        mine = tuple(node for node in block.nodes if node in wanted)
+        value = mine[0].inputs[0]
+        assert value is not None
+        found.append(LayerGroup(value, mine))
+    return found
+
+
+def _nearest(nodes: list[ir.Node], state: State, learner: _Learner) -> dict[Site, QTensor]:
+    """Layers outside of the blocks."""
+    assert state.plan is not None
+    found = {}
+    for node in nodes:
+        spec = weight_spec(node, state.plan)
+        array = np.asarray(constant(node.inputs[1]), np.float32)
+        options = RtnOptions(**state.recipe.rtn.model_dump())
+        found[node.name or "", 1] = rtn(array, spec, options, where=node.name or "")
+        learner.say(
+            Code.ROUNDING_KEPT,
+            node.name or "",
+            "stands outside of the repeated blocks: rounded to nearest",
+        )
+    return found
+
+
+class _Learner:
+    """What is done at each block."""
+
+    def __init__(self, state: State, blocks: list[Block], keys: Mapping[Site, str]) -> None:
+        self.state = state
+        self.options: AutoRoundOptions = state.recipe.autoround
+        self.keys = keys
+        self.store = WeightStore(state.work)
+        self.said: list[Diagnostic] = []
+        self.count = len(blocks)
+        self.done = 0
+        self.began = time.perf_counter()
+
+    def visit(self, block: BlockVisit) -> Mapping[Site, QTensor]:
+        """The block's rounded weights, those of other algorithms included."""
+        weights = self.state.weights
+        assert weights is not None
+        sites = [(node.name or "", 1) for node in block.nodes]
+        mine = [site for site in sites if site in self.keys]
+        if not (self.state.work and all(self.store.has(site, self.keys[site]) for site in mine)):
+            self._learn(block, mine)
+        self.done += 1
+        others = {site: weights[site] for site in sites if site in weights}
+        return StoredWeights(others, self.store, {site: self.keys[site] for site in mine})
+
+    def _learn(self, block: BlockVisit, mine: list[Site]) -> None:
+        from qcompiler.algorithms.autoround import AutoRoundOptions as Options
+        from qcompiler.algorithms.autoround import autoround
+        from qcompiler.lift import lift
+
+        plan, weights = self.state.plan, self.state.weights
+        assert plan is not None
+        assert weights is not None
+        lifted = lift(block.nodes, inputs=block.inputs, outputs=block.outputs)
+        by_value: dict[ir.Value, list[ir.Node]] = {}
+        specs = {}
+        for node in block.nodes:
+            site, value = (node.name or "", 1), node.inputs[1] if len(node.inputs) > 1 else None
+            if value is None:
+                continue
+            if site in mine:
+                by_value.setdefault(value, []).append(node)
+                specs[value] = weight_spec(node, plan)
+            elif site in weights:
+                lifted.quantize_weight(value, weights[site])
+        chosen = self.options.model_dump(exclude={"nblocks", "enable_quanted_input"})
+        result = autoround(
+            lifted,
+            specs,
+            block.samples if self.options.enable_quanted_input else block.exact,
+            block.targets,
+            keep=block.keep,
+            options=Options(**chosen, seed=self.state.recipe.seed),
+            progress=self._progress(block.name),
+        )
+        for value, nodes in by_value.items():
+            for node in nodes:
+                site = (node.name or "", 1)
+                self.store.put(site, self.keys[site], result.tensors[value])
+        share = result.loss_after / result.loss_before if result.loss_before else 1.0
+        self.say(
+            Code.ROUNDING_LEARNED if share < 1 else Code.ROUNDING_KEPT,
+            block.name,
+            f"error of the block {share:.2f} of rounding to nearest, {result.steps} steps",
+            {"before": result.loss_before, "after": result.loss_after, "steps": result.steps},
+        )
+
+    def _progress(self, name: str) -> Callable[[int, float], None] | None:
+        tell = self.state.progress
+        if tell is None:
+            return None
+        steps = max(self.options.iters, 1)
+
+        def progress(step: int, loss: float) -> None:
+            share = self.done + (step + 1) / steps
+            left = (time.perf_counter() - self.began) * (self.count / share - 1)
+            tell(
+                f"learn-by-block {self.done + 1}/{self.count} {name}, step {step + 1}, loss"
+                f" {loss:.3g}, about {left:.0f} s left"
+            )
+
+        return progress
+
+    def say(
+        self, code: Code, where: str, message: str, values: Mapping[str, object] | None = None
+    ) -> None:
+        """Add a diagnostic."""
+        self.said.append(Diagnostic(code, where, message, "", dict(values or {})))

@@ -1,0 +1,62 @@
+"""AutoRound through the whole compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from qcompiler import qcompile
+from qcompiler.diagnostics import Code, QcError
+from qcompiler_models import tiny
+
+WEIGHTS = {"group_size": 16, "symmetric": True, "bits": 2}
+FEEDS = tiny.feeds("transformer", 6)
+
+
+def compiled(algorithm="autoround", feeds=FEEDS, work=None, **options):
+    recipe = {
+        "base": "weight-int4",
+        "embeddings": False,
+        "weights": {**WEIGHTS, "algorithm": algorithm},
+        "autoround": {"iters": 40, "batch_size": 2, **options},
+    }
+    return qcompile(tiny.transformer(layers=4), "cpu-vnni", recipe, feeds, work=work)
+
+
+def error_of(artifact):
+    plain = qcompile(tiny.transformer(layers=4), "cpu-vnni", "float")
+    pairs = [(artifact.run(feed), plain.run(feed)) for feed in FEEDS]
+    return sum(float(np.square(a[k] - b[k]).sum()) for a, b in pairs for k in b)
+
+
+def test_it_is_nearer_to_float_than_rounding_to_nearest():
+    artifact = compiled()
+    assert error_of(artifact) < 0.9 * error_of(compiled("rtn"))
+    told = [d for d in artifact.report.diagnostics if d.code is Code.ROUNDING_LEARNED]
+    assert told
+    assert all(d.values["after"] < d.values["before"] for d in told)
+    algorithms = {n.algorithm for n in artifact.plan.nodes.values() if n.algorithm}
+    assert algorithms == {"autoround"}
+
+
+def test_a_work_folder_gives_the_same_weights_again(tmp_path):
+    first = compiled(work=tmp_path)
+    files = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = compiled(work=tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    for feed in FEEDS:
+        for name, array in first.run(feed).items():
+            np.testing.assert_array_equal(again.run(feed)[name], array)
+
+
+def test_blocks_may_learn_together_on_float_inputs():
+    artifact = compiled(nblocks=4, enable_quanted_input=False)
+    told = [d for d in artifact.report.diagnostics if d.code is Code.ROUNDING_LEARNED]
+    assert len(told) == 1
+
+
+def test_it_needs_data():
+    with pytest.raises(QcError, match="QC410"):
+        compiled(feeds=None)
