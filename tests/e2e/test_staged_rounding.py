@@ -1,0 +1,147 @@
+"""GPTQ and AWQ through the API: better than rounding to nearest, and going on after a kill."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code, QcError
+from qcompiler_models import tiny
+
+RECIPE = {"weights": {"bits": 4, "group_size": 16}, "verify": {"guard": False}}
+
+
+def compile_tiny(algorithm: str, name: str = "transformer", **options: Any) -> Artifact:
+    recipe = {"base": f"w4-{algorithm}", **RECIPE}
+    data = None if algorithm == "rtn" else tiny.feeds(name, 8)
+    options = {"target": "cpu-vnni", "calibration": data, **options}
+    return qcompile(tiny.build(name), recipe=recipe, **options)
+
+
+def error(artifact: Artifact, name: str) -> float:
+    """Mean squared error of the outputs on feeds that were not calibrated on."""
+    model = qcompile(tiny.build(name), target="cpu-vnni", recipe="float")
+    squares = []
+    for feed in tiny.feeds(name, 6, seed=7):
+        wanted, found = model.run(feed), artifact.run(feed)
+        squares += [np.square(found[key] - wanted[key]).mean() for key in wanted]
+    return float(np.mean(squares))
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq"])
+@pytest.mark.parametrize("name", ["transformer", "encoder", "mlp"])
+def test_every_pass_keeps_its_contract(name: str, algorithm: str) -> None:
+    artifact = compile_tiny(algorithm, name, check=True)
+    rounded = [node for node in artifact.plan if node.algorithm == algorithm]
+    assert rounded
+    assert error(artifact, name) < np.inf
+
+
+def test_gptq_is_nearer_to_float_than_rounding_to_nearest() -> None:
+    assert error(compile_tiny("gptq"), "transformer") < error(compile_tiny("rtn"), "transformer")
+
+
+def test_without_data_there_is_a_code() -> None:
+    for algorithm in ("gptq", "awq"):
+        with pytest.raises(QcError) as found:
+            compile_tiny(algorithm, calibration=None)
+        assert found.value.code is Code.NEEDS_CALIBRATION
+
+
+def test_what_is_in_the_work_folder_is_not_computed_again(tmp_path: pathlib.Path) -> None:
+    plain = files(compile_tiny("gptq"), tmp_path / "plain")
+    work = tmp_path / "work"
+    assert files(compile_tiny("gptq", work=work), tmp_path / "first") == plain
+    kept = sorted(work.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for path in kept[len(kept) // 2 :]:
+        path.unlink()
+    again = compile_tiny("gptq", work=work)
+    assert files(again, tmp_path / "again") == plain
+    assert told(again)["found"] == len(kept) // 2
+    whole = compile_tiny("gptq", work=work)
+    assert (told(whole)["found"], told(whole)["feeds"]) == (len(kept), 0)
+    assert files(whole, tmp_path / "whole") == plain
+
+
+def test_other_data_or_options_find_nothing(tmp_path: pathlib.Path) -> None:
+    compile_tiny("gptq", work=tmp_path)
+    other = compile_tiny("gptq", work=tmp_path, calibration=tiny.feeds("transformer", 8, seed=3))
+    assert told(other)["found"] == 0
+    recipe = {"base": "w4-gptq", **RECIPE, "gptq": {"damp": 0.02}}
+    data = tiny.feeds("transformer", 8)
+    model = tiny.build("transformer")
+    damped = qcompile(model, target="cpu-vnni", recipe=recipe, calibration=data, work=tmp_path)
+    assert told(damped)["found"] == 0
+
+
+def test_a_damaged_file_is_told(tmp_path: pathlib.Path) -> None:
+    compile_tiny("gptq", work=tmp_path)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(QcError) as found:
+        compile_tiny("gptq", work=tmp_path)
+    assert found.value.code is Code.NOT_ARTIFACT
+
+
+@pytest.mark.slow
+def test_a_killed_compile_goes_on_to_the_same_bytes(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-c", _PROGRAM, str(tmp_path / "work")]
+    subprocess.run([*command, str(tmp_path / "whole"), ""], check=True)
+    random.seed(time.time_ns())
+    stop = random.randint(1, 35)  # of 40 weights
+    running = subprocess.Popen([*command, str(tmp_path / "killed"), "work"])
+    while len(list((tmp_path / "work").glob("*.npz"))) < stop and running.poll() is None:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    done = subprocess.run(
+        [*command, str(tmp_path / "killed"), "work"], check=True, capture_output=True, text=True
+    )
+    assert stop <= int(done.stdout) < 40
+    assert read(tmp_path / "killed") == read(tmp_path / "whole")
+
+
+_PROGRAM = """
+import sys
+from qcompiler import qcompile
+from qcompiler_models.whisper import WhisperDecoder
+
+work, output, use = sys.argv[1:]
+model = WhisperDecoder()
+recipe = {"base": "w4-gptq", "verify": {"enabled": False}}
+options = {"work": work} if use else {}
+artifact = qcompile(
+    model.onnx(), target="cpu-vnni", recipe=recipe, calibration=model.calibration(4),
+    output=output, **options,
+)
+said = next(item for item in artifact.report.diagnostics if item.code.id == "QC319")
+print(said.values["found"])
+"""
+
+
+def told(artifact: Artifact) -> dict[str, Any]:
+    said = [x for x in artifact.report.diagnostics if x.code is Code.ROUNDED_IN_STAGES]
+    assert len(said) == 1
+    return dict(said[0].values)
+
+
+def files(artifact: Artifact, folder: pathlib.Path) -> dict[str, bytes]:
+    artifact.save(folder)
+    return read(folder)
+
+
+def read(folder: pathlib.Path) -> dict[str, bytes]:
+    """What the runtime reads of an artifact."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if "model" in path.name}
+    assert found
+    return found
