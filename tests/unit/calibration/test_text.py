@@ -1,0 +1,136 @@
+"""Calibration text in every form it comes in."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler.calibration.text import TextModel, feed_of, is_text, open_text
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.recipe import TextOptions
+from qcompiler.runtime.inputs import InputSpec
+
+INT, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
+DECODER = (
+    InputSpec("input_ids", INT, ("batch", "sequence")),
+    InputSpec("attention_mask", INT, ("batch", "total")),
+    InputSpec("past_key_values.0.key", FLOAT, ("batch", 3, "past", 64)),
+)
+ENCODER = (
+    InputSpec("input_ids", INT, ("batch", "sequence")),
+    InputSpec("token_type_ids", INT, ("batch", "sequence")),
+)
+
+
+def encode(text: str) -> Sequence[int]:
+    return [ord(letter) for letter in text]
+
+
+def model(specs: tuple[InputSpec, ...] = DECODER, longest: int | None = 100) -> TextModel:
+    return TextModel(specs, encode, longest)
+
+
+def rows(source: Any, options: TextOptions, reader: TextModel | None = None) -> list[list[int]]:
+    feeds, _ = open_text(source, reader or model(), options)
+    return [feed["input_ids"][0].tolist() for feed in feeds]
+
+
+FOUR = TextOptions(samples=100, length=4)
+
+
+def test_texts_of_a_decoder_are_put_together_and_cut(tmp_path: pathlib.Path) -> None:
+    wanted = [encode("abcd"), encode("efgh")]
+    texts = ["abc", "defghi"]
+    assert rows(texts, FOUR) == wanted
+    (tmp_path / "a.txt").write_text("abcdefghi")
+    (tmp_path / "a.json").write_text(json.dumps(texts))
+    (tmp_path / "b.json").write_text(json.dumps([{"text": text} for text in texts]))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n\n" for t in texts))
+    for path in sorted(tmp_path.iterdir()):
+        assert is_text(path, DECODER)
+        assert rows(path, FOUR) == wanted, path
+    assert rows([{"content": text} for text in texts], FOUR) == wanted
+
+
+def test_texts_of_an_encoder_stay_apart() -> None:
+    found = rows(["abc", "defghi"], FOUR, model(ENCODER))
+    assert found == [encode("abc"), encode("defg")]
+
+
+def test_tokens_come_as_arrays_or_with_a_mask() -> None:
+    tokens = np.arange(12).reshape(3, 4)
+    assert is_text(tokens, DECODER)
+    assert rows(tokens, FOUR) == tokens.tolist()
+    items = [{"input_ids": tokens[:2], "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]]}]
+    assert is_text(items, DECODER)
+    assert rows(items, TextOptions(samples=9, length=2)) == [[4, 5], [0, 1], [2, 3]]
+
+
+def test_the_seed_chooses_and_no_more_are_taken_than_asked_for() -> None:
+    text = ["".join(chr(65 + i % 50) for i in range(400))]
+    few = TextOptions(samples=5, length=4, seed=1)
+    assert rows(text, few) == rows(text, few)
+    assert len(rows(text, few)) == 5
+    assert rows(text, few) != rows(text, TextOptions(samples=5, length=4, seed=2))
+
+
+def test_fewer_than_asked_for_are_told() -> None:
+    _, said = open_text(["abcdefgh"], model(), FOUR)
+    assert [item.code for item in said] == [Code.FEW_SAMPLES]
+    assert said[0].values == {"samples": 2, "asked": 100}
+    assert not open_text(["abcdefgh"], model(), TextOptions(samples=2, length=4))[1]
+
+
+def test_a_feed_has_every_input_and_an_empty_past() -> None:
+    feed = feed_of(np.arange(6).reshape(2, 3), DECODER)
+    assert feed["past_key_values.0.key"].shape == (2, 3, 0, 64)
+    np.testing.assert_array_equal(feed["attention_mask"], np.ones((2, 3)))
+    with pytest.raises(QcError) as found:
+        feed_of(np.ones((1, 3), int), (*DECODER, InputSpec("pixels", FLOAT, ("batch", 3))))
+    assert found.value.code is Code.FEED_NAME
+
+
+@pytest.mark.parametrize(
+    ("source", "reader", "options", "code"),
+    [
+        (["abcd"], TextModel(DECODER, None), FOUR, Code.NO_TOKENIZER),
+        (["abcd"], model(longest=3), FOUR, Code.USAGE),
+        (np.ones((2, 200), int), model(), FOUR, Code.USAGE),
+        (["abc"], model(), FOUR, Code.EMPTY_CALIBRATION),
+        ([{"text": "abcd"}, {"label": 3}], model(), FOUR, Code.CALIBRATION_SOURCE),
+        ("nowhere.txt", model(), FOUR, Code.CALIBRATION_SOURCE),
+    ],
+)
+def test_what_cannot_be_used_is_refused(
+    source: Any, reader: TextModel, options: TextOptions, code: Code
+) -> None:
+    with pytest.raises(QcError) as found:
+        open_text(source, reader, options)
+    assert found.value.code is code
+
+
+def test_a_broken_file_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "abcd"}\n{"text"')
+    with pytest.raises(QcError) as found:
+        open_text(tmp_path / "a.jsonl", model(), FOUR)
+    assert found.value.code is Code.CALIBRATION_SOURCE
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "data.npz",
+        [{"input_ids": np.ones((1, 3), int), "attention_mask": 0, "past_key_values.0.key": 0}],
+        iter(["abc"]),
+        {"input_ids": np.ones((1, 3), int)},
+        [np.ones((1, 3), np.float32)],
+    ],
+)
+def test_feeds_are_not_taken_for_text(source: Any) -> None:
+    assert not is_text(source, DECODER)
+    assert not is_text(["abc"], (InputSpec("pixels", FLOAT, ("batch", 3)),))
