@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.ir.lazy import view_of
 from qcompiler.ir.walk import all_graphs
 
 __all__ = ["check_finite"]
@@ -80,8 +81,9 @@ def _check(
     *,
     nan_only: bool = False,
 ) -> None:
-    array = tensor.numpy()
-    if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+    view = view_of(tensor)
+    array = tensor.numpy() if view is None else view.stored.read()  # not widened only for this
+    if array.dtype.itemsize < 4:
         total = np.sum(array, dtype=np.float32)  # their own sums overflow
     else:
         with np.errstate(over="ignore", invalid="ignore"):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.ir.edit import replace
+from qcompiler.ir.lazy import view_of
 from qcompiler.ir.provenance import inherit
 from qcompiler.ir.walk import all_graphs, body_graphs
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
@@ -77,7 +78,12 @@ def _share_initializers(graph: ir.Graph) -> bool:
 
 
 def _sketch(tensor: ir.TensorProtocol) -> Hashable:
-    """Equal for equal tensors, cheap, and mostly different for others."""
+    """Equal for equal tensors, cheap, and mostly different for others.
+
+    A weight that is still in its file is only equal to itself: reading all would cost more.
+    """
+    if (view := view_of(tensor)) is not None:
+        return view
     flat = tensor.numpy().reshape(-1)
     step = max(1, flat.size // _SAMPLES)
     sample = np.ascontiguousarray(flat[::step])
@@ -86,7 +92,7 @@ def _sketch(tensor: ir.TensorProtocol) -> Hashable:
 
 def _same(one: ir.TensorProtocol | None, other: ir.TensorProtocol) -> bool:
     assert one is not None, "only constants are kept"
-    if one is other:
+    if one is other or view_of(other) is not None:  # the sketch of a view is the view
         return True
     # bytes, not values: -0.0 is not 0.0, and NaN is itself
     return bool(np.array_equal(_bytes(one.numpy()), _bytes(other.numpy())))
