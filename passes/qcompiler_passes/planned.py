@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.ir.lazy import tied
+from qcompiler.ir.provenance import SPEC
 from qcompiler.numerics.affine import range_to_params
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, Plan, Verdict
@@ -39,7 +40,6 @@ KERNEL = "qcompiler.kernel"  # on a computing node: id of its kernel row
 INTO = "qcompiler.into"  # on an absorbed node: name of the node that absorbs it
 CARRIER = "qcompiler.carrier"  # on a node that moves low-precision data unchanged
 TIED = "qcompiler.tied"  # on a GatherBlockQuantized: name of the MatMul that has its table
-SPEC = "qcompiler.spec"  # on the DequantizeLinear of a weight: its spec
 
 _Params = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 

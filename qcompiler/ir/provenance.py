@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from qcompiler.ir.walk import all_nodes
 
-__all__ = ["inherit", "mark_origins", "module_of", "origins", "set_module", "user_nodes"]
+__all__ = ["SPEC", "inherit", "mark_origins", "module_of", "origins", "set_module", "user_nodes"]
+
+SPEC = "qcompiler.spec"  # on the DequantizeLinear of a weight: its spec
 
 _ORIGIN = "qcompiler.origin"
 _MODULE = "qcompiler.module"

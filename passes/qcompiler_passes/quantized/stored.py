@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.ir.edit import constant
+from qcompiler.ir.provenance import SPEC
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
 
@@ -135,7 +136,12 @@ class Stored:
         return dataclasses.replace(self, dtype=dtype, zero_point=zeros)
 
     def spec(self) -> QSpec:
-        """The spec of the tensor as it is stored."""
+        """The spec of the tensor as it is stored, or as stamped where it uses fewer bits of it."""
+        stamped = self.node.metadata_props.get(SPEC)
+        if stamped is not None:
+            said = QSpec.parse(stamped)
+            if said.width < self.dtype.bitwidth:
+                return said
         granularity = Granularity.TENSOR
         if self.axis is not None:
             granularity = Granularity.CHANNEL if self.block_size is None else Granularity.BLOCK
@@ -157,7 +163,9 @@ class Stored:
             shape[self.axis] = -1
         elif self.axis is not None:
             shape = list(self.scale.shape)
-        integers = q.astype(np.int32) if q.dtype.itemsize < 1 or q.dtype.kind == "V" else q
+        integers = q
+        if self.dtype.bitwidth < 8:  # elements of their own, which numpy does not compute with
+            integers = q.astype(np.int8 if self.dtype.is_signed() else np.uint8)
         zeros = None if not self.zero_point.any() else self.zero_point.reshape(shape)
         return QTensor(integers, self.scale.reshape(shape), zeros, self.spec())
 

@@ -18,9 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends.decoder.dequantized import dequantized
 from qcompiler.frontends.decoder.emitter import IR_VERSION, MICROSOFT, Dims, Emitter
 from qcompiler.frontends.decoder.families import Family
 from qcompiler.frontends.decoder.geometry import PLAIN_EXPORT, Geometry, Rotary
+from qcompiler.frontends.decoder.quantized import QuantizedLinear
 from qcompiler.ir.lazy import Stored, View, lazy_tensor
 
 __all__ = ["build"]
@@ -33,15 +35,19 @@ _INT64, _INT32, _FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT
 
 
 def build(
-    geometry: Geometry, family: Family, weights: Mapping[str, Stored], source: str
+    geometry: Geometry,
+    family: Family,
+    weights: Mapping[str, Stored],
+    source: str,
+    quantized: Mapping[str, QuantizedLinear] | None = None,
 ) -> ir.Model:
-    """The model; its weights are lazy tensors over ``weights``.
+    """The model; its weights are lazy tensors over ``weights`` and ``quantized``.
 
     Raises:
         QcError: QC707, a weight is missing, has another shape than the configuration says, or
             belongs to no part that the family has.
     """
-    graph = _Builder(geometry, family, weights, source).graph()
+    graph = _Builder(geometry, family, weights, source, quantized or {}).graph()
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="qcompiler")
 
 
@@ -55,9 +61,15 @@ class _Lengths:
 
 class _Builder:
     def __init__(
-        self, geometry: Geometry, family: Family, weights: Mapping[str, Stored], source: str
+        self,
+        geometry: Geometry,
+        family: Family,
+        weights: Mapping[str, Stored],
+        source: str,
+        quantized: Mapping[str, QuantizedLinear],
     ) -> None:
         self.geometry = geometry
+        self.quantized = quantized
         self.family = family
         self.weights = weights
         self.source = source
@@ -325,9 +337,12 @@ class _Builder:
         module = f"{layer}.{modules[role]}"
         name = module if len(sharing) == 1 else f"{module}.{role}"
         rows = self.family.stored == "out-in"
-        stored = self._stored(f"{module}.weight", (total, width) if rows else (width, total))
         span = (0 if rows else 1, begin, begin + out) if len(sharing) > 1 else None
-        weight = self._constant(View(stored, span, transposed=rows), f"{name}.weight")
+        if module in self.quantized:
+            x, weight = self._dequantized(x, module, name, (width, total), span)
+        else:
+            stored = self._stored(f"{module}.weight", (total, width) if rows else (width, total))
+            weight = self._constant(View(stored, span, transposed=rows), f"{name}.weight")
         shape = (*_TOKENS, out)
         y = self.emit.op("MatMul", [x, weight], f"{name}/MatMul", shape, module=module)
         if f"{module}.bias" not in self.weights:
@@ -336,17 +351,35 @@ class _Builder:
         bias = self._constant(View(stored, span and (0, *span[1:])), f"{name}.bias")
         return self.emit.op("Add", [y, bias], f"{name}/Add", shape, module=module)
 
+    def _dequantized(
+        self,
+        x: ir.Value,
+        module: str,
+        name: str,
+        shape: tuple[int, int],
+        span: tuple[int, int, int] | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Input and weight of a layer that comes quantized."""
+        linear = self.quantized[module]
+        self.used.add(module)
+        if linear.shape != shape:
+            found = f"layer {module!r} has {linear.shape[0]} inputs and {linear.shape[1]} outputs"
+            raise self._foreign(f"{found}, config.json wants {shape[0]} and {shape[1]}")
+        return dequantized(self.emit, x, linear, name, span and span[1:])
+
     def _head(self, x: ir.Value) -> ir.Value:
         sizes, emit = self.geometry, self.emit
         module, shape = self.family.top["head"], (*_TOKENS, sizes.vocabulary)
         name = f"{module}.weight"
-        if sizes.tied or name not in self.weights:
-            self.used.add(name)  # a copy of the embedding, where there is one
-            where = f"{self.family.top['embedding']}.weight"
+        if module in self.quantized:
+            x, weight = self._dequantized(x, module, module, (sizes.width, sizes.vocabulary))
         else:
             where = name
-        stored = self._stored(where, (sizes.vocabulary, sizes.width))
-        weight = self._constant(View(stored, transposed=True), name)
+            if sizes.tied or name not in self.weights:
+                self.used.add(name)  # a copy of the embedding, where there is one
+                where = f"{self.family.top['embedding']}.weight"
+            stored = self._stored(where, (sizes.vocabulary, sizes.width))
+            weight = self._constant(View(stored, transposed=True), name)
         cap = sizes.logit_softcap
         output = "" if cap else "logits"
         logits = emit.op(
@@ -376,18 +409,20 @@ class _Builder:
                 f"says; {PLAIN_EXPORT}",
             )
         if stored.shape != shape:
-            raise QcError(
-                Code.UNSUPPORTED_INPUT,
-                self.source,
-                f"weight {name!r} has shape {list(stored.shape)}, config.json wants {list(shape)}",
-                "config.json and the weights belong to different models",
-            )
+            found = f"weight {name!r} has shape {list(stored.shape)}"
+            raise self._foreign(f"{found}, config.json wants {list(shape)}")
         self.used.add(name)
         return stored
 
+    def _foreign(self, what: str) -> QcError:
+        hint = "config.json and the weights belong to different models"
+        return QcError(Code.UNSUPPORTED_INPUT, self.source, what, hint)
+
     def _refuse_unused(self) -> None:
         unused = [
-            name for name in self.weights if name not in self.used and not name.endswith(_BUFFERS)
+            name
+            for name in (*self.weights, *self.quantized)
+            if name not in self.used and not name.endswith(_BUFFERS)
         ]
         if unused:
             raise QcError(

@@ -22,12 +22,13 @@ __all__ = ["INDEX", "WEIGHTS", "from_folder", "from_module"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
-# Types of the format that a decoder's weights have; others come from quantized checkpoints.
+# Types of the format that a decoder's weights have: floats, and int32 words of packed integers.
 _DTYPES: Mapping[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
     "F16": np.float16,
     "F32": np.float32,
     "F64": np.float64,
+    "I32": np.int32,
 }
 
 
@@ -121,7 +122,7 @@ def _mapped(
             Code.UNSUPPORTED_INPUT,
             str(path),
             f"weight {name!r} has the type {kind}",
-            f"weights of {', '.join(_DTYPES)} are read; a quantized checkpoint must be "
+            f"weights of {', '.join(_DTYPES)} are read; a checkpoint quantized otherwise must be "
             "dequantized by the library that made it",
         )
     return np.memmap(path, dtype=_DTYPES[kind], mode="r", offset=offset, shape=shape)

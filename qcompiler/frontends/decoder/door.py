@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from qcompiler.frontends.decoder import checkpoint, genai
 from qcompiler.frontends.decoder.builder import build
 from qcompiler.frontends.decoder.families import FAMILIES
 from qcompiler.frontends.decoder.geometry import PLAIN_EXPORT, Geometry
+from qcompiler.frontends.decoder.quantized import Layout, layout_of, take_quantized
 from qcompiler.frontends.opened import Opened
 from qcompiler.ir.lazy import Stored
 from qcompiler.pipeline.contract import Feed
@@ -49,6 +51,8 @@ def is_decoder(config: pathlib.Path | Any) -> bool:
 def open_folder(folder: pathlib.Path) -> Opened:
     """Build the graph of a transformers folder; no weight is read yet, and none of its code runs.
 
+    Layers that GPTQ, AWQ or AutoRound quantized stay the integers that they are.
+
     Raises:
         QcError: QC707, the architecture, a part of it or the folder is not supported; QC703, a
             file of weights is missing; QC301, a weight is not finite.
@@ -66,9 +70,12 @@ def open_folder(folder: pathlib.Path) -> Opened:
             f"transformers cannot read config.json: {' '.join(str(error).split())[:300]}",
             "the folder needs the config.json of a class that transformers knows",
         ) from error
+    layout = layout_of(folder, config)
+    config.quantization_config = None  # understood; what is left is that of the float model
     generation = genai.generation_of_folder(folder, config)
     files = genai.tokenizer_files(folder)
-    return _open(config, lambda: checkpoint.from_folder(folder), generation, files, str(folder))
+    read = functools.partial(checkpoint.from_folder, folder)
+    return _open(config, read, generation, files, str(folder), layout)
 
 
 def open_gguf(path: pathlib.Path) -> Opened:
@@ -118,6 +125,7 @@ def _open(
     generation: Mapping[str, Any],
     tokenizer: Mapping[str, bytes],
     source: str,
+    layout: Layout | None = None,
 ) -> Opened:
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -129,7 +137,8 @@ def _open(
             PLAIN_EXPORT,
         )
     geometry = Geometry.of(config, source, rotary="positions" not in family.top)
-    model = build(geometry, family, read(), source)
+    weights, quantized = take_quantized(read(), layout, source)
+    model = build(geometry, family, weights, source, quantized)
     opened = admit(model, "transformers", source, _example(geometry, model, tokenizer))
     return dataclasses.replace(opened, companions=genai.companions(geometry, generation, tokenizer))
 

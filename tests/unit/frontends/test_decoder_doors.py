@@ -124,7 +124,7 @@ def test_example_inputs_give_the_plain_export() -> None:
         ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, "architecture 'opt'"),
         ({"hidden_act": "tanh"}, "activation 'tanh'"),
         ({"head_dim": 24}, "heads of width 24"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized already"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "no layer is packed"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rotary embedding of the type 'dynamic'",
