@@ -106,6 +106,11 @@ class Code(enum.Enum):
         Severity.WARNING,
         "The runtime has no kernel for this format of weights: they become floats when it loads.",
     )
+    FLOAT_ZERO_POINTS = (
+        "QC129",
+        Severity.INFO,
+        "Zero points of weights are floats: each layer adds a small float product for them.",
+    )
     UNPACKED_WEIGHTS = (
         "QC126",
         Severity.INFO,

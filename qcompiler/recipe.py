@@ -32,7 +32,7 @@ __all__ = [
 SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
 ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
-Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq", "autoround"]
+Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq", "teq", "autoround"]
 Format = Literal["int", "nf4", "fp4", "fp4-bnb"]
 
 
@@ -244,6 +244,24 @@ class AutoRoundOptions(_Strict):
     not_use_best_mse: bool = False
 
 
+class TeqOptions(_Strict):
+    """How ``teq`` learns.
+
+    Attributes:
+        iters: Steps for each block.
+        batch_size: Samples of one step.
+        lr: Step of Adam on the logarithms of the factors.
+        warmup: Share of the steps in which the step grows from 0.
+        insert: Insert a Mul where nothing can absorb the factors.
+    """
+
+    iters: int = pydantic.Field(100, ge=0)
+    batch_size: int = pydantic.Field(4, ge=1)
+    lr: float = pydantic.Field(1e-2, gt=0.0, allow_inf_nan=False)
+    warmup: float = pydantic.Field(0.05, ge=0.0, le=1.0)
+    insert: bool = False
+
+
 class TextOptions(_Strict):
     """How calibration text becomes samples.
 
@@ -269,9 +287,12 @@ class WeightOptions(_Strict):
         algorithm: How the weight-only scheme rounds: ``rtn`` to nearest, ``k-quant`` by weighted
             least squares, ``hqq`` by a robust norm; by calibration data ``gptq``, which lets the
             weights of a layer make up for one another, ``awq``, which scales the channels that
-            matter up, and ``autoround``, which learns the rounding of whole blocks.
+            matter up, ``teq``, which learns such scales, and ``autoround``, which learns the
+            rounding of whole blocks.
         format: What the weight-only scheme stores: ``int``, or codes of 4 bits: ``nf4``, ``fp4``
             (e2m1), ``fp4-bnb`` (that of bitsandbytes).
+        zero_point: Of asymmetric integers of the weight-only scheme: ``int``, or ``float``, with
+            ``hqq`` and ``k-quant``: nearer to the weights, and a float product more for each layer.
         double_quant: Quantize the scales of the weight-only scheme again; None leaves them float.
         granularity: ``tensor`` gives a weight one scale where activations are quantized as well,
             ``channel`` one per output channel; ``auto`` is the kernel's.
@@ -284,9 +305,18 @@ class WeightOptions(_Strict):
     symmetric: bool = True
     algorithm: Algorithm = "rtn"
     format: Format = "int"
-    double_quant: DoubleQuantOptions | None = None
     granularity: Literal["auto", "channel", "tensor"] = "auto"
     rounding: Literal["nearest", "moment", "adaround"] = "moment"
+    zero_point: Literal["int", "float"] = "int"
+    double_quant: DoubleQuantOptions | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _fits_the_format(self) -> WeightOptions:
+        if self.format != "int" and self.bits != 4:
+            raise ValueError(f"{self.format} has codes of 4 bits: set bits = 4")
+        if self.zero_point == "float" and self.symmetric:
+            raise ValueError("float zero points need symmetric = false")
+        return self
 
 
 class VerifyOptions(_Strict):
@@ -345,6 +375,7 @@ class Recipe(_Strict):
         rtn: How ``rtn`` rounds them.
         hqq: How ``hqq`` does.
         gptq: How ``gptq`` does.
+        teq: How ``teq`` does.
         autoround: How ``autoround`` does.
         awq: How ``awq`` does.
         text: How calibration text becomes samples.
@@ -378,6 +409,7 @@ class Recipe(_Strict):
     rtn: RtnOptions = RtnOptions()
     hqq: HqqOptions = HqqOptions()
     gptq: GptqOptions = GptqOptions()
+    teq: TeqOptions = TeqOptions()
     autoround: AutoRoundOptions = AutoRoundOptions()
     awq: AwqOptions = AwqOptions()
     text: TextOptions = TextOptions()
@@ -519,6 +551,7 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "rtn": RtnOptions,
     "hqq": HqqOptions,
     "gptq": GptqOptions,
+    "teq": TeqOptions,
     "autoround": AutoRoundOptions,
     "awq": AwqOptions,
     "text": TextOptions,
@@ -570,7 +603,11 @@ RECIPES: Mapping[str, Recipe] = {
                 schemes=(Scheme.WEIGHT,),
                 force=True,
                 weights=WeightOptions(
-                    bits=4, group_size=64, symmetric=algorithm == "rtn", algorithm=algorithm
+                    bits=4,
+                    group_size=64,
+                    symmetric=algorithm == "rtn",
+                    algorithm=algorithm,
+                    zero_point="float" if algorithm == "hqq" else "int",
                 ),
             )
             for algorithm in get_args(Algorithm)

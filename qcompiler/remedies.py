@@ -50,6 +50,8 @@ REMEDIES: Mapping[Code, str] = {
     "`calibration=` for static ones.",
     Code.FLOAT_WEIGHTS: "The file is small, memory and speed are float's. For speed use `int` with "
     "a `group_size` that is a multiple of 16.",
+    Code.FLOAT_ZERO_POINTS: '`weights.zero_point = "int"` is smaller and faster, and further from '
+    "the weights.",
     Code.UNPACKED_WEIGHTS: "Nothing, when the file shall be small. 2, 4 and 8 bits need no "
     "unpacking.",
     Code.FORCED: "Remove `force` from the recipe or rule to get the faster form.",
@@ -100,7 +102,7 @@ REMEDIES: Mapping[Code, str] = {
     Code.DEAD_CHANNELS: "Check that the calibration data exercises this part of the model. Weights "
     "of such channels are rounded to nearest.",
     Code.SALIENT_SCALED: "Nothing.",
-    Code.SALIENT_KEPT: "`awq.insert` inserts a Mul where nothing can absorb the scales, at the "
+    Code.SALIENT_KEPT: "`awq.insert` or `teq.insert` puts a Mul where nothing absorbs the scales, at the "
     "cost of a pass over the activation.",
     Code.BITS_ALLOTTED: "Nothing: the message says how many layers got how many bits.",
     # recipe and usage

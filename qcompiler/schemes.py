@@ -47,7 +47,7 @@ _LARGEST = {ir.DataType.FLOAT8E4M3FN: 448, ir.DataType.FLOAT8E5M2: 57344}
 _GRAMMAR = re.compile(
     r"(?P<dtype>s8|u8|s4|u4|s2|u2|s16|u16|s32|e4m3|e5m2|nf4|fp4bnb|fp4|b1)"
     r"(?:r(?P<bits>\d))?"
-    r"(?P<granularity>[tkc]|g(?P<group>\d+))(?P<axis>@-?\d+)?(?P<zero>z?)(?P<dynamic>d?)"
+    r"(?P<granularity>[tkc]|g(?P<group>\d+))(?P<axis>@-?\d+)?(?P<zero>[zf]?)(?P<dynamic>d?)"
 )
 
 
@@ -55,11 +55,11 @@ _GRAMMAR = re.compile(
 class QSpec:
     """How one tensor is quantized; nothing about its ranges.
 
-    The text form is ``<dtype>[r<bits>]<t|c|k|g<size>>[@axis][z][d][/<spec of the scales>]``:
+    The text form is ``<dtype>[r<bits>]<t|c|k|g<size>>[@axis][z|f][d][/<spec of the scales>]``:
     ``u8tz`` is an unsigned static per-tensor activation with a zero point, ``s8c@1`` a symmetric
     weight with one scale per column, ``u8kd`` a per-token dynamic activation, ``u4g32@0z`` 4-bit
     blocks along the rows, ``u4r3g64@0`` 3 bits that sit in 4, ``e4m3t`` an 8-bit float with one
-    scale, ``nf4g64@0/u8g256@0z`` a codebook with scales in 8 bits. Floats and codebooks are
+    scale, ``u4g64@0f`` blocks with float zero points, ``nf4g64@0/u8g256@0z`` a codebook with scales in 8 bits. Floats and codebooks are
     symmetric, and use all of their bits.
 
     Attributes:
@@ -72,6 +72,7 @@ class QSpec:
         bits: Bits really used, when fewer than the type's (7 avoids int16 saturation on AVX2).
         codebook: Elements are codes of this table instead of numbers: ``nf4``, ``fp4`` (e2m1),
             ``fp4bnb`` (that of bitsandbytes), ``b1`` (-1 and 1); "" for numbers.
+        float_zero: Zero points are floats instead of integers of the type.
         scales: How the scales are quantized again, as one vector; None leaves them float32.
     """
 
@@ -83,6 +84,7 @@ class QSpec:
     dynamic: bool = False
     bits: int | None = None
     codebook: str = ""
+    float_zero: bool = False
     scales: QSpec | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +99,8 @@ class QSpec:
                 raise ValueError(f"{self.codebook} has codes of {wanted[1]} bits, no zero point")
         elif self.symmetric and not self.is_signed and self.width == 1:
             raise ValueError("one bit is symmetric as the codebook 'b1' only")
+        if self.float_zero and (self.symmetric or self.is_signed):
+            raise ValueError("float zero points are those of asymmetric unsigned integers")
         if self.is_float8 and (self.bits is not None or not self.symmetric):
             raise ValueError(f"a spec of {self.word} has neither a zero point nor fewer bits")
 
@@ -153,7 +157,7 @@ class QSpec:
             + self.granularity.value
             + group
             + (f"@{self.axis}" if self.axis is not None else "")
-            + ("" if self.symmetric else "z")
+            + ("" if self.symmetric else "f" if self.float_zero else "z")
             + ("d" if self.dynamic else "")
             + (f"/{self.scales}" if self.scales is not None else "")
         )
@@ -175,6 +179,7 @@ class QSpec:
             axis=int(axis[1:]) if axis else None,
             group_size=int(found["group"]) if found["group"] else None,
             symmetric=not found["zero"],
+            float_zero=found["zero"] == "f",
             dynamic=bool(found["dynamic"]),
             bits=int(bits) if bits else None,
             codebook=found["dtype"] if dtype is not None else "",

@@ -109,6 +109,9 @@ def hqq(
     that method fixes the scale and solves for a float zero point, this one goes through integer
     zero points around the nearest and solves for the scale of each.
     """
+    if spec.float_zero:
+        affine = GroupSearch((1.0, 0.95, 0.9), refits=1, norm=options.norm)
+        return search_groups(weight, spec, affine, where=where)
     search = GroupSearch(
         ratios=(0.92, 0.96, 1.0, 1.04),
         shifts=(-1, 0, 1),

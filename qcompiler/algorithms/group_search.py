@@ -9,7 +9,8 @@ rounding, ``s = sum h x c / sum h c^2``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +18,13 @@ import numpy.typing as npt
 from qcompiler.algorithms.rtn import round_with_scale
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.codebooks import nearest_entry
-from qcompiler.numerics.qtensor import QTensor
+from qcompiler.numerics.qtensor import QTensor, expand_groups
 from qcompiler.schemes import Granularity, QSpec
 
 __all__ = ["GroupSearch", "group_axis", "search_groups"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
-Solve = Callable[[Floats, "Floats | None"], tuple[Floats, Ints]]
 
 _CHUNK = 1 << 16  # elements searched at a time: the buffers stay in the second-level cache
 _TINY = np.float32(np.finfo(np.float32).tiny)
@@ -52,9 +52,13 @@ class GroupSearch:
     full_range: bool = True
     magnitude: float = 0.0
 
-    def solve(self, x: Floats, importance: Floats | None, spec: QSpec) -> tuple[Floats, Ints]:
+    def solve(
+        self, x: Floats, importance: Floats | None, spec: QSpec
+    ) -> tuple[Floats, npt.NDArray[Any]]:
         """Scales and zero points ``[T, 1]`` of groups ``x [T, g]`` whose largest size is 1."""
         h = self._weights(x, importance)
+        if spec.float_zero:
+            return self._affine(x, h, spec)
         best = np.full(len(x), np.inf, np.float32)
         scale, zero = np.ones((len(x), 1), np.float32), np.zeros((len(x), 1), np.int32)
         for start, z in self._starts(x, spec):
@@ -70,6 +74,24 @@ class GroupSearch:
                     if step < self.refits:
                         s = _least_squares(x, c, h, s)
         return scale, zero
+
+    def _affine(self, x: Floats, h: Floats | None, spec: QSpec) -> tuple[Floats, npt.NDArray[Any]]:
+        """Scales and float zero points: ``x ~= s q + b`` by regression on ``q``."""
+        lo, hi = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+        span = np.where(hi > lo, hi - lo, 1) / np.float32(spec.qmax)
+        best = np.full(len(x), np.inf, np.float32)
+        scale, offset = np.ones_like(lo), np.zeros_like(lo)
+        for ratio in self.ratios:
+            s = (span * ratio).astype(np.float32)
+            b = (lo + hi) / 2 - s * np.float32(spec.qmax / 2)
+            for step in range(self.refits + 1):
+                q = np.clip(np.rint((x - b) / s), 0, spec.qmax)
+                error = self._error(x - b, s, q, h)
+                better = error < best
+                best[better], scale[better], offset[better] = error[better], s[better], b[better]
+                if step < self.refits:
+                    s, b = _regression(x, q, h, s)
+        return scale, -offset / scale
 
     def _weights(self, x: Floats, importance: Floats | None) -> Floats | None:
         if self.magnitude == 0:
@@ -139,6 +161,19 @@ def _least_squares(x: Floats, c: Floats, h: Floats | None, s: Floats) -> Floats:
     return np.where(found * s > 0, found, s)
 
 
+def _regression(x: Floats, q: Floats, h: Floats | None, s: Floats) -> tuple[Floats, Floats]:
+    """Slope and intercept of ``x`` over ``q`` by row; the old slope where ``q`` is constant."""
+    if h is None:
+        h = np.ones_like(x)
+    hq = h * q
+    total, of_q, of_x = h.sum(1), hq.sum(1), _dot(h, x)
+    spread = total * _dot(hq, q) - of_q * of_q
+    slope = total * _dot(hq, x) - of_q * of_x
+    fits = (spread > 0) & (slope > 0)
+    found = np.where(fits, slope / np.where(fits, spread, 1), s[:, 0]).astype(np.float32)
+    return found[:, None], ((of_x - found * of_q) / total).astype(np.float32)[:, None]
+
+
 def group_axis(spec: QSpec, rank: int) -> int:
     """The axis along which a matrix has its groups: that of BLOCK, the other one of CHANNEL.
 
@@ -180,7 +215,8 @@ def search_groups(
     size = spec.group_size or max(1, length)
     whole = length // size * size
     groups = -(-length // size)
-    scale, zero = np.ones((count, groups), np.float32), np.zeros((count, groups), np.int32)
+    scale = np.ones((count, groups), np.float32)
+    zero = np.zeros((count, groups), np.float32 if spec.float_zero else np.int32)
     h = None if importance is None else np.asarray(importance, np.float32)
     step = max(1, _CHUNK // max(1, length))
     for start in range(0, count if length else 0, step):
@@ -212,12 +248,23 @@ def search_groups(
     dead = scale == 0
     if dead.any():  # zeros under any scale: one that leaves products normal numbers
         scale[dead] = np.abs(scale).max() or 1.0
-        zero[dead] = spec.middle
+        zero[dead] = 0 if spec.float_zero else spec.middle
     scale, zero = (np.ascontiguousarray(np.moveaxis(item, -1, axis)) for item in (scale, zero))
+    if spec.float_zero:
+        return _round_with_float_zero(np.asarray(weight, np.float32), scale, zero, spec)
     return round_with_scale(np.asarray(weight, np.float32), scale, zero, spec)
 
 
-def _scaled(x: Floats, h: Floats | None, spec: QSpec, search: GroupSearch) -> tuple[Floats, Ints]:
+def _round_with_float_zero(weight: Floats, scale: Floats, zero: Floats, spec: QSpec) -> QTensor:
+    q = weight / expand_groups(scale, weight.shape, spec)
+    q += expand_groups(zero, weight.shape, spec)
+    np.rint(q, out=q)
+    return QTensor(np.clip(q, 0, spec.qmax).astype(np.uint8), scale, zero, spec)
+
+
+def _scaled(
+    x: Floats, h: Floats | None, spec: QSpec, search: GroupSearch
+) -> tuple[Floats, npt.NDArray[Any]]:
     """Solve groups in units of their largest element; dead groups get scale 0."""
     unit = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
     alive = unit > 0

@@ -78,6 +78,8 @@ def nbits_layout(spec: QSpec) -> NBitsLayout | str:
     """The kernel's form of a weight spec, or why there is none: what was found and is wanted."""
     if spec.codebook not in ("", "fp4", "b1"):
         return f"{spec.codebook} is no multiple of integers"
+    if spec.float_zero and spec.scales is not None:
+        return "float zero points with quantized scales"
     if spec.is_float8 or spec.width > 8:
         return f"{spec.word}, wanted integers of 1 to 8 bits"
     bits = 8 if spec.codebook == "fp4" else _CONTAINER[spec.width]
@@ -212,4 +214,6 @@ def stored_bytes(spec: QSpec, shape: tuple[int, int]) -> int:
         size = spec.scales.group_size or groups * n
         scales = groups * n + math.ceil(groups * n / size) * 5
     zeros = 0 if spec.symmetric else math.ceil(groups * n * spec.width / 8)
+    if spec.float_zero:
+        zeros = groups * n * 4
     return padded * n * spec.width // 8 + scales + zeros

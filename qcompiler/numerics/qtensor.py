@@ -34,14 +34,14 @@ class QTensor:
     Attributes:
         q: ``[...]``, integers in any integer type that holds them, codes, or 8-bit floats.
         scale: float32.
-        zero_point: int32 or None.
+        zero_point: int32 or None; float32 where the spec says so.
         spec: How it was quantized.
         stored_scale: The scales as one vector, quantized under ``spec.scales``.
     """
 
     q: npt.NDArray[Any]
     scale: npt.NDArray[np.float32]
-    zero_point: npt.NDArray[np.int32] | None
+    zero_point: npt.NDArray[Any] | None
     spec: QSpec
     stored_scale: QTensor | None = None
 
@@ -71,7 +71,11 @@ class QTensor:
             return floats
         if self.zero_point is None:
             return dequantize(self.q, scale, np.zeros((), np.int32))
-        return dequantize(self.q, scale, expand_groups(self.zero_point, self.q.shape, self.spec))
+        zeros = expand_groups(self.zero_point, self.q.shape, self.spec)
+        if self.spec.float_zero:
+            shifted: Array = (self.q.astype(np.float32) - zeros) * scale
+            return shifted
+        return dequantize(self.q, scale, zeros)
 
 
 def expand_groups(

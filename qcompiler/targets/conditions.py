@@ -178,7 +178,8 @@ def _nbits_layout(node: ir.Node, context: Context) -> str | None:
     if isinstance(layout, str) or context.form is Form.ORT:
         return layout if isinstance(layout, str) else None
     # written as DequantizeLinear the runtime's own fusion has to find it
-    plain = weight.width in (2, 4, 8) and not (weight.codebook or weight.scales)
+    special = weight.codebook or weight.scales or weight.float_zero
+    plain = weight.width in (2, 4, 8) and not special
     if not plain or weight.width != weight.dtype.bitwidth:
         return f"{weight} is no pattern that the runtime fuses, wanted 2, 4 or 8 bits"
     return _nbits_group_size(node, context)
@@ -192,6 +193,7 @@ def _table_blocks(node: ir.Node, context: Context) -> str | None:
     if isinstance(layout, str):
         return layout
     whole = layout.is_native and layout.blocks_per_scale == 1 and weight.scales is None
+    whole = whole and not weight.float_zero
     if not whole or weight.is_signed:
         return f"{weight}, wanted blocks of 2, 4 or 8 bits with float scales"
     ids = _input(node, 1)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from by_hand import Form, Hand, open_text, ops, run_ort
-from qcompiler.algorithms.data_free import RtnOptions, rtn
+from qcompiler.algorithms.data_free import RtnOptions, hqq, rtn
 from qcompiler.algorithms.double_quantization import with_quantized_scales
 from qcompiler.numerics.nbits import (
     NBitsLayout,
@@ -171,6 +171,30 @@ def test_the_portable_form_dequantizes(spec: str) -> None:
     portable, _ = hand.lowered(Form.QDQ)
     (found,) = run_ort(portable, {"x": np.eye(k, dtype=np.float32)})
     assert np.array_equal(found, rounded(w, spec, full_range=False).dequantize())
+
+
+@pytest.mark.parametrize("spec", ["u4g32@0f", "u4g48@0f", "u4r3g64@0f", "u8g16@0f", "u4c@1f"])
+def test_float_zero_points_run_on_the_integer_kernel(spec: str) -> None:
+    k, n = 280, 6
+    w = weight(k, n)
+    hand = Hand(product(k, n, w), {"Y": ("matmul-weight", f"-,{spec}->-")})
+    feed = {"x": np.eye(k, dtype=np.float32)}
+    expected = hqq(w, QSpec.parse(spec)).dequantize()
+    native, settings = hand.lowered()
+    assert "MatMulNBits" in ops(native)
+    (found,) = run_ort(native, feed, settings)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    (portable,) = run_ort(hand.lowered(Form.QDQ)[0], feed)
+    assert np.array_equal(portable, expected)
+
+
+def test_float_zero_points_of_other_groups_are_exact() -> None:
+    k, n = 50, 3
+    w = weight(k, n)
+    hand = Hand(product(k, n, w), {"Y": ("matmul-weight-float", "-,u4g20@0f->-")})
+    model, settings = hand.lowered()
+    (found,) = run_ort(model, {"x": np.eye(k, dtype=np.float32)}, settings)
+    assert np.array_equal(found, hqq(w, QSpec.parse("u4g20@0f")).dequantize())
 
 
 def test_the_bias_goes_into_the_kernel() -> None:

@@ -281,6 +281,11 @@ def test_blocks_that_would_not_make_the_weight_smaller_are_refused() -> None:
         ({"bits": 1, "group_size": 16}, "b1g16@0", "matmul-weight"),
         ({"bits": 4, "group_size": 16, "format": "fp4"}, "fp4g16@0", "matmul-weight"),
         ({"bits": 4, "group_size": 20}, "u4g20@0", "matmul-weight-float"),
+        (
+            {"bits": 4, "group_size": 16, "symmetric": False, "zero_point": "float"},
+            "u4g16@0f",
+            "matmul-weight",
+        ),
         ({"bits": 4, "group_size": 16, "format": "nf4"}, "nf4g16@0", "matmul-weight-float"),
         (
             {"bits": 4, "group_size": 16, "double_quant": {"bits": 6, "group_size": 8}},
@@ -308,6 +313,7 @@ def test_the_plan_tells_what_a_format_without_kernel_costs() -> None:
     table = told(bits=4, format="nf4")[Code.FLOAT_WEIGHTS]
     assert table["memory_bytes"] == 16 * 16 * 4
     assert Code.UNPACKED_WEIGHTS not in told(bits=4)
+    assert Code.FLOAT_ZERO_POINTS in told(bits=4, symmetric=False, zero_point="float")
 
 
 def test_rules_change_bits_algorithm_and_format_of_some_nodes() -> None:

@@ -49,6 +49,8 @@ def test_an_unknown_key_is_answered_with_the_nearest(data: dict, hint: str) -> N
         {"weights": {"group_size": -2}},
         {"weights": {"algorithm": "magic"}},
         {"weights": {"format": "fp3"}},
+        {"weights": {"format": "nf4", "bits": 3}},
+        {"weights": {"zero_point": "float"}},
         {"schemes": ["fp3"]},
         {"seed": "x"},
         {"smoothing": {"alpha": 1.2}},

@@ -15,15 +15,24 @@ import onnx_ir as ir
 from qcompiler.ir.edit import import_domain
 from qcompiler.numerics.nbits import plane_mask, planes_of
 
-__all__ = ["DOMAIN", "LOOK_UP", "SCALE_ROWS", "SINCE", "define_functions", "unpack_name"]
+__all__ = [
+    "DOMAIN",
+    "LOOK_UP",
+    "SCALE_ROWS",
+    "SHIFT_ROWS",
+    "define_functions",
+    "unpack_name",
+]
 
 DOMAIN = "qcompiler"
-SINCE = 18  # opset of BitwiseAnd
 
 # entry of each code, times the scale of its group of rows
 LOOK_UP = "LookUpRows"
 # (code - zero point) * scale, both of its group of rows
 SCALE_ROWS = "ScaleRows"
+
+# the same with float zero points
+SHIFT_ROWS = "ShiftRows"
 
 _GROUPS = """
     numbers = Cast <to = 6> (codes)
@@ -40,6 +49,12 @@ _BODIES = {
     LOOK_UP: f"""(codes, table, scale, size) => (y) {{{_GROUPS}
     entries = Gather (table, numbers)
     y = Mul (entries, steps)
+}}""",
+    SHIFT_ROWS: f"""(codes, zero_point, scale, size) => (y) {{{_GROUPS}
+    from = Gather <axis = 0> (zero_point, group)
+    floats = Cast <to = 1> (numbers)
+    distance = Sub (floats, from)
+    y = Mul (distance, steps)
 }}""",
     SCALE_ROWS: f"""(codes, zero_point, scale, size) => (y) {{{_GROUPS}
     zeros = Cast <to = 6> (zero_point)

@@ -21,7 +21,7 @@ from qcompiler.numerics.codebooks import CODEBOOKS
 from qcompiler.numerics.packing import integer_tensor
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
-from qcompiler_passes.apply.weight_functions import DOMAIN, LOOK_UP
+from qcompiler_passes.apply.weight_functions import DOMAIN, LOOK_UP, SHIFT_ROWS
 from qcompiler_passes.planned import SPEC
 
 __all__ = ["Rounded", "WeightWriter", "add_lazy", "scale_shape", "stored_dtype"]
@@ -121,6 +121,11 @@ class WeightWriter:
             scale = self._scales(tape, (scale, *rest[-2:]), weight, dtype)
         if spec.codebook:
             result = self._look_up(tape, q, scale, weight, dtype)
+        elif spec.float_zero:
+            size = np.asarray(spec.group_size or weight.shape[0], np.int64)
+            result = tape.op(SHIFT_ROWS, q, rest[0], scale, size, domain=DOMAIN)
+            if dtype is not ir.DataType.FLOAT:
+                result = tape.op("Cast", result, to=dtype)
         else:
             result = tape.op(
                 "DequantizeLinear", q, scale, rest[0], axis=spec.axis, block_size=spec.group_size
@@ -145,15 +150,21 @@ class WeightWriter:
             hint = f"{name}/{part}"
             return add_lazy(self.graph, hint, dims, kind, lambda: of(weight.tensor()).reshape(dims))
 
+        rows = bool(spec.codebook) or spec.float_zero  # functions take scales by row
+        rows_of = (1, *shape) if len(shape) == 1 else shape
         found = [add("q", weight.shape, stored, lambda tensor: tensor.q)]
         if scales is None:
+            if spec.float_zero:
+                dtype = ir.DataType.FLOAT
             numbers = dtype.numpy()
-            dims = (1, *shape) if spec.codebook and len(shape) == 1 else shape  # rows of scales
+            dims = rows_of if rows else shape
             found.append(add("scale", dims, dtype, lambda tensor: tensor.scale.astype(numbers)))
         else:
             count = (math.prod(shape),)
             found.append(add("scale/q", count, scales.dtype, lambda tensor: _scale(tensor).q))
-        if not spec.codebook:
+        if spec.float_zero:
+            found.append(add("zero_point", rows_of, ir.DataType.FLOAT, _zeros))
+        elif not spec.codebook:
             found.append(add("zero_point", shape, stored, _zeros))
         if scales is not None:
             groups, kind = _vector_groups(scales, count), scales.dtype
@@ -183,7 +194,8 @@ class WeightWriter:
         if dtype is not ir.DataType.FLOAT:
             vector = tape.op("Cast", vector, to=dtype)
         if spec.granularity is not Granularity.BLOCK:
-            rows = np.asarray([1, -1] if spec.codebook else [-1], np.int64)
+            by_row = bool(spec.codebook) or spec.float_zero
+            rows = np.asarray([1, -1] if by_row else [-1], np.int64)
             return tape.op("Reshape", vector, rows)  # type: ignore[no-any-return]
         groups, columns = scale_shape(spec, weight.shape)
         by_column = tape.op("Reshape", vector, np.asarray([columns, groups], np.int64))
@@ -212,7 +224,7 @@ def _scale(tensor: QTensor) -> QTensor:
     return tensor.stored_scale
 
 
-def _zeros(tensor: QTensor) -> npt.NDArray[np.int32]:
+def _zeros(tensor: QTensor) -> npt.NDArray[Any]:
     if tensor.zero_point is None:
         return np.zeros(tensor.scale.shape, np.int32)
     return tensor.zero_point

@@ -247,7 +247,8 @@ class Rows:
         index = weight_index(row)
         assert weight is not None, "a weight-only row has a weight"
         assert index is not None, "a weight-only row has a weight"
-        plain = weight.width == weight.dtype.bitwidth and not (weight.codebook or weight.scales)
+        special = weight.codebook or weight.scales or weight.float_zero
+        plain = weight.width == weight.dtype.bitwidth and not special
         if not plain and self.target.runtime != "onnxruntime":
             return Refusal(
                 Code.CONDITION,

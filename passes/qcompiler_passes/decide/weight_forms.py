@@ -20,6 +20,7 @@ def weight_forms(
     """Tell of weights that become floats, or wider integers, when the model is loaded."""
     floats: list[tuple[str, int, int]] = []  # spec, bytes in the file, bytes in memory
     unpacked: list[tuple[str, int, int]] = []
+    shifted: list[tuple[str, int, int]] = []
     for unit in units:
         option = solution.chosen.get(unit.name)
         row, spec = (option.kernel, option.weight) if option is not None else (None, None)
@@ -29,12 +30,15 @@ def weight_forms(
         assert shape is not None, "the row has looked at it"
         filed, size = stored_bytes(spec, (shape[0], shape[1])), shape[0] * shape[1]
         layout = nbits_layout(spec)
+        if spec.float_zero and not row.reference:
+            shifted.append((str(spec), filed, filed))
         if row.reference:
             floats.append((str(spec), filed, 4 * size))
         elif form is Form.ORT and isinstance(layout, NBitsLayout) and not layout.is_native:
             unpacked.append((str(spec), filed, filed + size * (layout.bits - spec.width) // 8))
     return [
         *_tell(Code.FLOAT_WEIGHTS, "become floats", floats),
+        *_tell(Code.FLOAT_ZERO_POINTS, "have float zero points, which are added", shifted),
         *_tell(Code.UNPACKED_WEIGHTS, "are unpacked", unpacked),
     ]
 

@@ -36,6 +36,7 @@ def weight_only_spec(row: QSpec, wish: Wish) -> QSpec:
         axis=1 - axis if column else axis,
         group_size=None if column else wish.group_size,
         symmetric=symmetric,
+        float_zero=wish.float_zero and not symmetric,
         scales=None if wish.double_quant is None else _scales(wish.double_quant),
     )
 

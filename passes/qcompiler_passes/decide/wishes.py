@@ -34,6 +34,7 @@ class Wish:
         algorithm: How weights of the weight-only scheme are rounded.
         format: What they are stored as.
         double_quant: How their scales are quantized again.
+        float_zero: Whether their zero points are floats.
         tied: The node gathers from the weight of a product, and has that product's wish.
         kernel: The only kernel row to use, or "".
         rule: The rule that decided, or None where the recipe itself does.
@@ -49,6 +50,7 @@ class Wish:
     algorithm: str = "rtn"
     format: str = "int"
     double_quant: DoubleQuantOptions | None = None
+    float_zero: bool = False
     tied: bool = False
     kernel: str = ""
     rule: Rule | None = None
@@ -61,6 +63,7 @@ class Wish:
         return self.rule is not None and (bool(self.kernel) or self.rule.scheme not in _PASSIVE)
 
 
+_OF_WEIGHTS = ("rtn", "k-quant", "hqq")  # algorithms that find float zero points
 _PASSIVE = ("auto", "float")
 
 
@@ -127,6 +130,7 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
             weights.algorithm,
             weights.format,
             weights.double_quant,
+            weights.zero_point == "float" and weights.algorithm in _OF_WEIGHTS,
         )
     schemes = recipe.schemes
     if rule.scheme == "float":
@@ -142,6 +146,7 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
         rule.algorithm or weights.algorithm,
         rule.format or weights.format,
         weights.double_quant,
+        weights.zero_point == "float" and (rule.algorithm or weights.algorithm) in _OF_WEIGHTS,
         False,
         rule.kernel or "",
         rule,

@@ -24,7 +24,11 @@ from qcompiler_passes.lower.qdq_sites import (
     is_redundant_clamp,
     refuse,
 )
-from qcompiler_passes.lower.weight_kernels import dequantized_weight, nbits_inputs
+from qcompiler_passes.lower.weight_kernels import (
+    dequantized_weight,
+    float_zero_product,
+    nbits_inputs,
+)
 from qcompiler_passes.planned import bias_operand
 
 __all__ = ["LOWERINGS", "Lowered", "Lowering"]
@@ -139,6 +143,9 @@ def matmul_nbits(site: Site, tape: Tape) -> Lowered:
         accuracy_level=_ACCURACY_LEVEL,
     )
     main = tape.nodes[-1]
+    if w.spec.float_zero:
+        assert x is not None, "a product has an input"
+        result = tape.op("Add", result, float_zero_product(tape, w, x))
     if is_half:
         result = tape.op("Cast", result, to=ir.DataType.FLOAT16)
     return Lowered((site.node, *add), result, main)

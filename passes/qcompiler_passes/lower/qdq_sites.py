@@ -13,7 +13,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.numerics.affine import quantize
 from qcompiler.schemes import QSpec
-from qcompiler_passes.apply.weight_functions import LOOK_UP
+from qcompiler_passes.apply.weight_functions import LOOK_UP, SHIFT_ROWS
 from qcompiler_passes.planned import INTO, KERNEL, SPEC
 
 __all__ = ["Operand", "Site", "is_redundant_clamp", "operand_of", "refuse", "same_parameters"]
@@ -71,9 +71,11 @@ class Operand:
         """Elements of a rounded constant, a byte each."""
         return _array(self.q).astype(np.int8 if self.spec.is_signed else np.uint8, copy=False)
 
-    def zeros(self) -> npt.NDArray[np.int32]:
+    def zeros(self) -> npt.NDArray[Any]:
         """Zero points of a rounded matrix ``[groups, N]``."""
-        zeros = _array(self.zero_point).astype(np.int32)
+        zeros = _array(self.zero_point)
+        if not self.spec.float_zero:
+            zeros = zeros.astype(np.int32)
         return zeros.reshape(-1, self.matrix[1])
 
     def scales(self) -> npt.NDArray[np.float32]:
@@ -150,6 +152,11 @@ def operand_of(value: ir.Value | None) -> Operand | None:
     if producer is not None and producer.op_type == "Mul" and producer.inputs[0] is not None:
         row_scale = producer.inputs[1]
         producer = producer.inputs[0].producer()
+    if producer is not None and producer.op_type == SHIFT_ROWS:
+        q, zero_point, scale = producer.inputs[:3]
+        assert q is not None
+        assert scale is not None
+        return Operand(q, scale, zero_point, producer)
     if producer is not None and producer.op_type == LOOK_UP:
         q, _, scale = producer.inputs[:3]
         assert q is not None

@@ -109,7 +109,8 @@ def _is_unpacked(node: ir.Node) -> bool:
     """Whether the node makes constants, or reads what nodes make of constants."""
     if node.op_type == "MatMulNBits":  # never right on constants that are not folded
         return any(value is not None and value.producer() is not None for value in node.inputs[1:4])
-    return node.domain == DOMAIN
+    casts = node.op_type == "Cast" and constant(node.inputs[0]) is not None
+    return node.domain == DOMAIN or casts
 
 
 def _is_left(node: ir.Node) -> bool:

@@ -31,7 +31,7 @@ __all__ = ["QuantizeWeights", "WeightUse", "planned_weights"]
 # bias stays below 2^30: half of the range is left to the sum it is added to.
 _LARGEST_BIAS = float(2**30)
 
-_DATA_FREE = ("rtn", "k-quant", "hqq")
+_DATA_FREE = ("rtn", "k-quant", "hqq", "teq")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _round_alone(array: npt.NDArray[Any], use: WeightUse, state: State, where: s
     """
     recipe, ours = state.recipe, state.form is Form.ORT
     spec = dataclasses.replace(use.spec, scales=None)
-    if use.algorithm == "hqq":
+    if use.algorithm == "hqq" or spec.float_zero:
         tensor = hqq(
             array, spec, HqqOptions(**recipe.hqq.model_dump()), full_range=ours, where=where
         )
