@@ -1,0 +1,58 @@
+"""Text calibrates a language model through the API."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+import decoders
+from qcompiler import qcompile
+from qcompiler.diagnostics import Code, QcError
+
+TEXT = "the keeper of the lamp, the lamp of the keeper " * 40
+RECIPE = {
+    "base": "w4-gptq",
+    "weights": {"group_size": 16},
+    "text": {"samples": 8, "length": 32},
+    "verify": {"guard": False},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    decoders.decoder("llama").save_pretrained(tmp_path / "llama")
+    decoders.save_tokenizer(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def compile_text(folder: pathlib.Path, source: object, **text: int) -> list[Code]:
+    recipe = {**RECIPE, "text": {**RECIPE["text"], **text}}  # type: ignore[dict-item]
+    artifact = qcompile(folder, target="cpu-vnni", recipe=recipe, calibration=source)
+    said = [x for x in artifact.report.diagnostics if x.code is Code.ROUNDED_IN_STAGES]
+    assert said[0].values["layers"] >= 14
+    assert said[0].values["feeds"] == min(8, text.get("samples", 8))
+    return [item.code for item in artifact.report.diagnostics]
+
+
+def test_strings_files_and_tokens_are_taken(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    for source in ([TEXT], tmp_path / "text.txt", decoders.tokens(8, 32)):
+        assert Code.FEW_SAMPLES not in compile_text(folder, source)
+    items = [
+        {"input_ids": row, "attention_mask": np.ones(32, int)} for row in decoders.tokens(8, 32)
+    ]
+    assert Code.FEW_SAMPLES in compile_text(folder, items, samples=100)
+
+
+def test_what_does_not_fit_is_refused(folder: pathlib.Path) -> None:
+    with pytest.raises(QcError) as found:
+        compile_text(folder, [TEXT], length=65)
+    assert found.value.code is Code.USAGE
+    assert "64" in str(found.value)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(QcError) as found:
+        compile_text(folder, [TEXT])
+    assert found.value.code is Code.NO_TOKENIZER
