@@ -17,7 +17,16 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from qcompiler_models import REAL_MODELS, AssetError, assets, load_model, scores, text, tiny
+from qcompiler_models import (
+    LANGUAGE_MODELS,
+    REAL_MODELS,
+    AssetError,
+    assets,
+    load_model,
+    scores,
+    text,
+    tiny,
+)
 from qcompiler_models.ppocr_det import find_boxes
 from qcompiler_models.rendering import Box
 
@@ -222,7 +231,7 @@ def test_verses_are_cut_at_their_offsets() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REAL_MODELS)
+@pytest.mark.parametrize("name", [*REAL_MODELS, *LANGUAGE_MODELS])
 def test_real_model_agrees_with_itself(name: str) -> None:
     model = load_model(name)
     inputs = {value.name for value in onnx.load(model.onnx()).graph.input}
@@ -250,6 +259,21 @@ def test_torch_module_and_onnx_file_agree(name: str) -> None:
     first = next(iter(found.values()))
     # float32 through other kernels, sums of up to 1536 terms
     np.testing.assert_allclose(first, wanted.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_smollm2_foretells_persuasion_as_torch_does() -> None:
+    torch = pytest.importorskip("torch")
+    model = load_model("smollm2")
+    module, _ = model.torch()
+
+    def in_torch(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {"logits": module(torch.from_numpy(feed["input_ids"])).logits.numpy()}
+
+    scores = model.score(model.float_run, in_torch, limit=1)
+    assert scores["perplexity"] == pytest.approx(scores["reference_perplexity"], rel=1e-5)
+    assert scores["agreement"] >= 0.99  # of 511 positions some are nearly ties
 
 
 @pytest.mark.slow

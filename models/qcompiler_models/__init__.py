@@ -17,7 +17,14 @@ from qcompiler_models.assets import AssetError
 if TYPE_CHECKING:
     from qcompiler_models.real import RealModel
 
-__all__ = ["REAL_MODELS", "AssetError", "UnknownModelError", "load_model", "tiny"]
+__all__ = [
+    "LANGUAGE_MODELS",
+    "REAL_MODELS",
+    "AssetError",
+    "UnknownModelError",
+    "load_model",
+    "tiny",
+]
 
 REAL_MODELS = MappingProxyType(
     {
@@ -25,12 +32,14 @@ REAL_MODELS = MappingProxyType(
         "efficientnet-lite0": "efficientnet:EfficientNetLite0",
         "ppocr-rec": "ppocr_rec:PpOcrRec",
         "ppocr-det": "ppocr_det:PpOcrDet",
-        "smollm2": "smollm2:SmolLM2",
         "whisper-encoder": "whisper:WhisperEncoder",
         "whisper-decoder": "whisper:WhisperDecoder",
     }
 )
 """Names of the real models, each with its module and class."""
+
+LANGUAGE_MODELS = MappingProxyType({"smollm2": "smollm2:SmolLM2"})
+"""The same of models that generate text: they are judged by other data, under other recipes."""
 
 
 class UnknownModelError(KeyError):
@@ -46,11 +55,12 @@ def load_model(name: str) -> RealModel:
     Raises:
         UnknownModelError: If there is none; the message names the nearest.
     """
-    if name not in REAL_MODELS:
-        near = difflib.get_close_matches(name, REAL_MODELS, n=1, cutoff=0.4)
+    models = {**REAL_MODELS, **LANGUAGE_MODELS}
+    if name not in models:
+        near = difflib.get_close_matches(name, models, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownModelError(f"no model named {name!r}; {hint}known: {', '.join(REAL_MODELS)}")
-    module_name, class_name = REAL_MODELS[name].split(":")
+        raise UnknownModelError(f"no model named {name!r}; {hint}known: {', '.join(models)}")
+    module_name, class_name = models[name].split(":")
     module = importlib.import_module(f"{__name__}.{module_name}")
     model: RealModel = getattr(module, class_name)()
     return model

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from qcompiler_models.real import Array, Feed, Run
 
-__all__ = ["feed", "negative_log_likelihoods", "windows"]
+__all__ = ["Scored", "feed", "score", "windows"]
 
 
 def windows(tokens: Array, count: int, length: int) -> Array:
@@ -28,12 +30,24 @@ def feed(tokens: Array, layers: int, kv_heads: int, head_width: int) -> Feed:
     }
 
 
-def negative_log_likelihoods(run: Run, given: Feed) -> Array:
-    """Nats of each token but the first, by those before it, ``[batch, sequence - 1]``."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scored:
+    """What a model makes of texts.
+
+    Attributes:
+        losses: Nats of each token but the first, by those before it, ``[batch, sequence - 1]``.
+        best: The most likely token in its place, ``[batch, sequence - 1]``.
+    """
+
+    losses: Array
+    best: Array
+
+
+def score(run: Run, given: Feed) -> Scored:
+    """Hold the logits against the tokens they foretell."""
     tokens = given["input_ids"]
     logits = np.asarray(run(given)["logits"])[:, :-1].astype(np.float32)
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     total = np.exp(logits).sum(axis=-1, dtype=np.float64)
-    found: Array = np.log(total) - chosen
-    return found
+    return Scored(np.log(total) - chosen, logits.argmax(axis=-1))

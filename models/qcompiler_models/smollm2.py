@@ -38,7 +38,8 @@ class SmolLM2(RealModel):
     """A decoder with a key-value cache, as qcompiler builds it from the transformers folder.
 
     Score: ``perplexity`` and ``reference_perplexity`` on 4,088 tokens of *Persuasion*: eight
-    windows of 512 tokens, the first of each unscored.
+    windows of 512 tokens, the first of each unscored. ``agreement``: share of the positions with the
+    same most likely token as the reference.
     """
 
     name: ClassVar[str] = "smollm2"
@@ -108,13 +109,17 @@ class SmolLM2(RealModel):
 
     def _measure(self, run: Run, limit: int | None) -> dict[str, Any]:
         rows = perplexity.windows(self.tokens("persuasion"), _SCORED, _LENGTH)[:limit]
-        found = [perplexity.negative_log_likelihoods(run, self.feed(row[None])) for row in rows]
-        return {"perplexity": float(np.exp(np.mean(found)))}
+        scored = [perplexity.score(run, self.feed(row[None])) for row in rows]
+        return {
+            "perplexity": float(np.exp(np.mean([item.losses for item in scored]))),
+            "best": np.concatenate([item.best for item in scored]),
+        }
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
         return {
             "perplexity": found["perplexity"],
             "reference_perplexity": wanted["perplexity"],
+            "agreement": float((found["best"] == wanted["best"]).mean()),
         }
 
     @functools.cached_property
