@@ -18,7 +18,7 @@ import numpy.typing as npt
 from qcompiler.algorithms.rtn import round_with_scale
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.codebooks import nearest_entry
-from qcompiler.numerics.qtensor import QTensor, expand_groups
+from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
 
 __all__ = ["GroupSearch", "group_axis", "search_groups"]
@@ -250,16 +250,7 @@ def search_groups(
         scale[dead] = np.abs(scale).max() or 1.0
         zero[dead] = 0 if spec.float_zero else spec.middle
     scale, zero = (np.ascontiguousarray(np.moveaxis(item, -1, axis)) for item in (scale, zero))
-    if spec.float_zero:
-        return _round_with_float_zero(np.asarray(weight, np.float32), scale, zero, spec)
     return round_with_scale(np.asarray(weight, np.float32), scale, zero, spec)
-
-
-def _round_with_float_zero(weight: Floats, scale: Floats, zero: Floats, spec: QSpec) -> QTensor:
-    q = weight / expand_groups(scale, weight.shape, spec)
-    q += expand_groups(zero, weight.shape, spec)
-    np.rint(q, out=q)
-    return QTensor(np.clip(q, 0, spec.qmax).astype(np.uint8), scale, zero, spec)
 
 
 def _scaled(

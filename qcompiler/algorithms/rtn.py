@@ -99,7 +99,9 @@ def tile_extrema(weight: Array, spec: QSpec) -> tuple[Array, Array]:
     return weight.min(keepdims=True), weight.max(keepdims=True)
 
 
-def round_with_scale(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> QTensor:
+def round_with_scale(
+    weight: Array, scale: Array, zero_point: npt.NDArray[Any], spec: QSpec
+) -> QTensor:
     """Quantize with given parameters, shaped as the tiles of ``spec``."""
     q = np.empty(weight.shape, _element(spec))
     if weight.ndim == 0:
@@ -113,18 +115,24 @@ def round_with_scale(weight: Array, scale: Array, zero_point: IntArray, spec: QS
     return QTensor(
         q,
         np.asarray(scale, np.float32),
-        None if signed_zero else np.asarray(zero_point, np.int32),
+        None if signed_zero else zero_point.astype(np.float32 if spec.float_zero else np.int32),
         spec,
     )
 
 
-def _round(weight: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> npt.NDArray[Any]:
+def _round(
+    weight: Array, scale: Array, zero_point: npt.NDArray[Any], spec: QSpec
+) -> npt.NDArray[Any]:
     """Integers as floats, 8-bit floats, or codes."""
     if spec.codebook:
         return to_codes(weight / scale, spec.codebook)
     if spec.is_float8:
         return to_float8(weight / scale, spec.dtype)
-    piece: Array = np.rint(weight / scale)
+    piece: Array = weight / scale
+    if spec.float_zero:
+        piece += zero_point
+        return np.clip(np.rint(piece), spec.qmin, spec.qmax)
+    np.rint(piece, out=piece)
     if zero_point.any():
         piece += zero_point.astype(np.float32)
     return np.clip(piece, spec.qmin, spec.qmax)

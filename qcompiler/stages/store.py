@@ -64,7 +64,11 @@ class WeightStore:
                 spec, q = QSpec.parse(str(file["spec"])), file["q"]
                 zero = file.get("zero_point")
                 elements = q.view(spec.dtype.numpy()) if spec.is_float8 else q
-                return QTensor(elements, file["scale"], zero, spec)
+                stored = None
+                if spec.scales is not None:
+                    again = file.get("scales/zero_point")
+                    stored = QTensor(file["scales/q"], file["scales/scale"], again, spec.scales)
+                return QTensor(elements, file["scale"], zero, spec, stored)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise QcError(
                 Code.NOT_ARTIFACT,
@@ -87,6 +91,11 @@ class WeightStore:
         }
         if tensor.zero_point is not None:
             arrays["zero_point"] = tensor.zero_point
+        if tensor.stored_scale is not None:
+            stored = tensor.stored_scale
+            arrays |= {"scales/q": stored.q, "scales/scale": stored.scale}
+            if stored.zero_point is not None:
+                arrays["scales/zero_point"] = stored.zero_point
         try:
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
             try:

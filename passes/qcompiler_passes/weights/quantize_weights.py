@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,8 @@ from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import Plan, Verdict
 from qcompiler.schemes import Granularity, QSpec
+from qcompiler.stages.cut import Site
+from qcompiler.stages.store import StoredWeights, WeightStore
 from qcompiler.targets.conditions import is_constant
 from qcompiler.targets.schema import Form
 from qcompiler_passes.planned import bias_operand, fused_behind, stored_parameters, tied_tables
@@ -92,6 +95,8 @@ class QuantizeWeights(Pass):
 
     Attributes:
         clip: Search clipped ranges for weights of 4 bits and fewer.
+        memory: Elements of weight-only constants that are held in memory, a byte each; where there
+            are more they go to files.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -101,26 +106,50 @@ class QuantizeWeights(Pass):
     exact: ClassVar[bool] = False
 
     clip: bool = True
+    memory: int = 1 << 28
 
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Fill ``state.weights``; the model is untouched."""
         assert state.plan is not None
         uses = list(planned_weights(model.graph, state.plan))
+        alone = [use for use in uses if use.algorithm]
+        if sum(math.prod(_shape(use.value)) for use in alone) <= self.memory:
+            state.weights = self._in_memory(uses, state)
+            return PassResult(modified=False)
+        held = self._in_memory([use for use in uses if not use.algorithm], state)
+        state.weights = self._in_files(alone, held, state)
+        return PassResult(modified=False)
+
+    def _in_memory(self, uses: list[WeightUse], state: State) -> dict[Site, QTensor]:
         distinct = list(dict.fromkeys((use.value, use.spec, use.algorithm) for use in uses))
         first = {(use.value, use.spec, use.algorithm): use for use in reversed(uses)}
         # rounding is numpy work outside the interpreter lock: one thread per processor
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             tensors = pool.map(lambda key: self._round(first[key], None, state), distinct)
             shared = dict(zip(distinct, tensors, strict=True))
-        rounded: dict[tuple[str, int], QTensor] = {}
+        rounded: dict[Site, QTensor] = {}
         for use in uses:
             weight = shared[use.value, use.spec, use.algorithm]
             floor = smallest_scale(use, state)
             if floor is not None and (weight.scale < floor).any():
                 weight = self._round(use, floor, state)
             rounded[use.node.name or "", use.index] = weight
-        state.weights = rounded
-        return PassResult(modified=False)
+        return rounded
+
+    def _in_files(
+        self, uses: list[WeightUse], held: Mapping[Site, QTensor], state: State
+    ) -> StoredWeights:
+        """Round weights of which only a few fit into memory at a time."""
+        store = WeightStore()
+
+        def put(use: WeightUse) -> Site:
+            site = (use.node.name or "", use.index)
+            store.put(site, self.name, self._round(use, None, state))
+            return site
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            sites = list(pool.map(put, uses))
+        return StoredWeights(held, store, dict.fromkeys(sites, self.name))
 
     def _round(
         self, use: WeightUse, floor: npt.NDArray[np.float32] | None, state: State
@@ -160,6 +189,12 @@ def _round_alone(array: npt.NDArray[Any], use: WeightUse, state: State, where: s
     if use.spec.scales is None:
         return tensor
     return with_quantized_scales(tensor, use.spec.scales, array)
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.const_value is not None or value.shape is not None, "a constant has a shape"
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    return tuple(int(size) for size in shape)  # type: ignore[arg-type, union-attr]
 
 
 def smallest_scale(use: WeightUse, state: State) -> npt.NDArray[np.float32] | None:

@@ -244,3 +244,14 @@ def test_static_matmuls_of_the_qdq_form_run_on_integers(tmp_path) -> None:
     seen = [node.op_type for node in onnx.load(path).graph.node]
     assert "QGemm" in seen
     assert "MatMul" not in seen
+
+
+@pytest.mark.parametrize("spec", ["u4g16@0z", "u4g16@0f", "nf4g16@0/u8g4@0z"])
+def test_weights_that_do_not_fit_into_memory_go_to_files(spec: str) -> None:
+    plans = Hand(linear(), {"Y": ("matmul-weight", f"-,{spec}->-")})
+    held, filed = plans.state(Form.ORT), plans.state(Form.ORT)
+    QuantizeWeights().run(plans.model.clone(), held)
+    QuantizeWeights(memory=0).run(plans.model.clone(), filed)
+    (one,), (other,) = held.weights.values(), filed.weights.values()  # type: ignore[union-attr]
+    assert np.array_equal(one.dequantize(), other.dequantize())
+    assert one.spec == other.spec
