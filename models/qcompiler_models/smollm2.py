@@ -38,8 +38,8 @@ class SmolLM2(RealModel):
     """A decoder with a key-value cache, as qcompiler builds it from the transformers folder.
 
     Score: ``perplexity`` and ``reference_perplexity`` on 4,088 tokens of *Persuasion*: eight
-    windows of 512 tokens, the first of each unscored. ``agreement``: share of the positions with the
-    same most likely token as the reference.
+    windows of 512 tokens, the first of each unscored. ``agreement``: share of the positions where
+    the most likely token is the reference's.
     """
 
     name: ClassVar[str] = "smollm2"
