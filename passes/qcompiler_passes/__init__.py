@@ -32,6 +32,7 @@ from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.prepare.equalize_gates import EqualizeGates
 from qcompiler_passes.prepare.equalize_layers import EqualizeLayers
+from qcompiler_passes.prepare.learn_factors import LearnFactors
 from qcompiler_passes.prepare.scale_salient_channels import ScaleSalientChannels
 from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
@@ -68,6 +69,7 @@ PASSES: tuple[type[Pass], ...] = (
     EqualizeLayers,
     SmoothActivations,
     ScaleSalientChannels,
+    LearnFactors,
     # decide
     ObserveShapes,
     AllotBits,

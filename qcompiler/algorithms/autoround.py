@@ -11,7 +11,8 @@ is compared with it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,17 @@ from qcompiler.lift.lifted import Lifted
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
 
-__all__ = ["AutoRoundOptions", "AutoRoundResult", "RoundedWeight", "autoround"]
+__all__ = [
+    "AutoRoundOptions",
+    "AutoRoundResult",
+    "BlockData",
+    "RoundedWeight",
+    "Sample",
+    "autoround",
+    "extrema",
+    "in_groups",
+    "round_in_groups",
+]
 
 Sample = Sequence[Tensor]  # the block's inputs, or its outputs, on one feed
 
@@ -109,9 +120,7 @@ def autoround(
     rounded = {value: RoundedWeight(block.constant(value), spec) for value, spec in specs.items()}
     for value, module in rounded.items():
         block.put_behind(value, module)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    block.module.to(device)
-    data = _Data(block, inputs, targets, keep, device)
+    data = BlockData.of(block, inputs, targets, keep)
     before = data.mean_loss(options.batch_size)
     start = {value: module.to_qtensor() for value, module in rounded.items()}
     steps = _train(data, list(rounded.values()), options, progress)
@@ -137,36 +146,19 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
         if spec.is_float8 or spec.granularity not in (Granularity.BLOCK, Granularity.CHANNEL):
             raise ValueError(f"AutoRound learns integers in groups or by channel, not {spec}")
         self.spec = spec
-        flat, self._back = _in_groups(weight.detach(), spec)
+        flat, self._back = in_groups(weight.detach(), spec)
+        lo, hi = extrema(flat)
         self.register_buffer("groups", flat)
-        self.register_buffer("lo", flat.amin(-1, keepdim=True).clamp(max=0))
-        self.register_buffer("hi", flat.amax(-1, keepdim=True).clamp(min=0))
+        self.register_buffer("lo", lo)
+        self.register_buffer("hi", hi)
         self.shift = nn.Parameter(torch.zeros_like(flat))
         self.low = nn.Parameter(torch.ones_like(self.lo))
         self.high = nn.Parameter(torch.ones_like(self.hi))
 
-    def parameters_now(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of each group; the zero point passes gradients straight through."""
-        spec = self.spec
-        lo, hi = self.lo * self.low.clamp(0, 1), self.hi * self.high.clamp(0, 1)
-        if spec.symmetric:
-            middle = 0 if spec.is_signed else (spec.qmax + 1) // 2
-            # the element of largest magnitude gets the number that the other side lacks
-            reach = torch.where(hi > -lo, hi, lo)
-            below = middle - spec.qmin
-            scale = torch.where(reach == 0, torch.ones_like(reach), -reach / below)
-            if below <= spec.qmax - middle:  # no such number: signed types that leave it out
-                scale = scale.abs()
-            return scale, torch.full_like(scale, middle)
-        scale = (hi - lo) / (spec.qmax - spec.qmin)
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        return scale, _straight((spec.qmin - lo / scale).clamp(spec.qmin, spec.qmax))
-
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Integers (as floats), scale and zero point by group."""
-        scale, zero = self.parameters_now()
-        q = _straight(self.groups / scale + self.shift) + zero
-        return q.clamp(self.spec.qmin, self.spec.qmax), scale, zero
+        lo, hi = self.lo * self.low.clamp(0, 1), self.hi * self.high.clamp(0, 1)
+        return round_in_groups(self.groups, lo, hi, self.spec, self.shift)
 
     def forward(self, _: Tensor) -> Tensor:
         """The values that the integers stand for, in the weight's shape."""
@@ -188,7 +180,41 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
         )
 
 
-def _in_groups(weight: Tensor, spec: QSpec) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def extrema(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest element of each group, and 0."""
+    return groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+
+
+def round_in_groups(
+    groups: Tensor, lo: Tensor, hi: Tensor, spec: QSpec, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers (as floats), scales and zero points; gradients pass straight through rounding.
+
+    Args:
+        groups: ``[..., group_size]``.
+        lo: ``[..., 1]``, at most 0.
+        hi: ``[..., 1]``, at least 0.
+        spec: Integers.
+        shift: Added before rounding, in steps.
+    """
+    if spec.symmetric:
+        # the element of largest magnitude gets the number that the other side lacks
+        reach = torch.where(hi > -lo, hi, lo)
+        below = spec.middle - spec.qmin
+        scale = torch.where(reach == 0, torch.ones_like(reach), -reach / below)
+        if below <= spec.qmax - spec.middle:  # no such number: signed types that leave it out
+            scale = scale.abs()
+        zero = torch.full_like(scale, spec.middle)
+    else:
+        scale = (hi - lo) / (spec.qmax - spec.qmin)
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero = _straight((spec.qmin - lo / scale).clamp(spec.qmin, spec.qmax))
+    steps = groups / scale
+    q = _straight(steps if shift is None else steps + shift) + zero
+    return q.clamp(spec.qmin, spec.qmax), scale, zero
+
+
+def in_groups(weight: Tensor, spec: QSpec) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The weight as ``[others..., groups, group_size]``, and the way back.
 
     A ragged last group is filled up with its last element, which changes neither its range nor,
@@ -230,7 +256,7 @@ def _straight(x: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Data:
+class BlockData:
     """A block and its samples."""
 
     block: Lifted
@@ -238,6 +264,29 @@ class _Data:
     targets: Sequence[Sample]
     keep: Sequence[Tensor | None] | None
     device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        block: Lifted,
+        inputs: Sequence[Sample],
+        targets: Sequence[Sample],
+        keep: Sequence[Tensor | None] | None,
+    ) -> BlockData:
+        """On a GPU where there is one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        block.module.to(device)
+        return cls(block, inputs, targets, keep, device)
+
+    def batches(self, size: int, count: int, seed: int) -> Iterator[list[int]]:
+        """Which samples each of ``count`` steps takes: all in random order, again and again."""
+        generator = torch.Generator().manual_seed(seed)
+        order: list[int] = []
+        for _ in range(count):
+            while len(order) < size:
+                order += torch.randperm(len(self.inputs), generator=generator).tolist()
+            yield order[:size]
+            order = order[size:]
 
     def loss(self, chosen: Sequence[int]) -> Tensor:
         """Mean squared error over some samples, padding left out."""
@@ -264,22 +313,19 @@ class _Data:
 
 
 def _train(
-    data: _Data,
+    data: BlockData,
     weights: Sequence[RoundedWeight],
     options: AutoRoundOptions,
     progress: Callable[[int, float], None] | None,
 ) -> int:
     """Leave the best parameters seen in the modules; returns the steps taken."""
-    generator = torch.Generator().manual_seed(options.seed)
-    order: list[int] = []
+    parts = options.gradient_accumulate_steps
+    batches = data.batches(options.batch_size, options.iters * parts, options.seed)
     best, best_at, kept = float("inf"), 0, _copy(weights)
     step = -1
     for step in range(options.iters):
         total = 0.0
-        for _ in range(options.gradient_accumulate_steps):
-            while len(order) < options.batch_size:
-                order += torch.randperm(len(data.inputs), generator=generator).tolist()
-            chosen, order = order[: options.batch_size], order[options.batch_size :]
+        for chosen in itertools.islice(batches, parts):
             loss = data.loss(chosen)
             (loss * 1000).backward()
             total += float(loss.detach())

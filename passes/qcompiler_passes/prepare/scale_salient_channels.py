@@ -13,14 +13,12 @@ import onnx_ir as ir
 from qcompiler.algorithms.awq import AwqOptions, AwqScales, diagonal_blocks, find_scales
 from qcompiler.algorithms.second_moment import SecondMoment
 from qcompiler.diagnostics import Code, Diagnostic
-from qcompiler.ir.edit import Tape
-from qcompiler.ir.provenance import inherit, module_of
+from qcompiler.ir.provenance import module_of
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.stages.cut import LayerGroup, Site, groups_of
 from qcompiler.stages.walk import Observer, walk
-from qcompiler_passes.prepare.absorb import apply_edits
-from qcompiler_passes.prepare.smoothing_groups import Group, group_of
+from qcompiler_passes.prepare.smoothing_groups import Group, apply_factors, group_of
 from qcompiler_passes.prepare.trial_plan import trial_plan
 from qcompiler_passes.weights.staged import digested_feeds, staged_layers
 
@@ -140,7 +138,7 @@ class _Run:
         elif found.ratio is None:
             message = f"no scales help: error {found.loss_without:.2e} of the outputs"
             self._tell(Code.SALIENT_KEPT, group, message, {"loss": found.loss_without})
-        elif not self._apply(group, found.factors):
+        elif not apply_factors(self._graph, self._state, group, found.factors):
             self._tell(Code.SALIENT_KEPT, group, "a constant would overflow its type", {})
         else:
             self.modified = True
@@ -157,27 +155,6 @@ class _Run:
             }
             self._tell(Code.SALIENT_SCALED, group, message, values)
         self.moments[read.name or ""] = blocks
-
-    def _apply(self, group: Group, factors: npt.NDArray[np.float64]) -> bool:
-        if group.fold is not None:
-            return apply_edits(self._graph, [*group.readers, *group.fold.edits], factors)
-        if not apply_edits(self._graph, group.own_edits, factors):
-            return False
-        value = group.value
-        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
-        tape = Tape(self._graph, f"{value.name}/awq")
-        scaled = tape.op("Mul", value, (1.0 / factors).astype(dtype), name=f"{value.name}/awq")
-        scaled.shape, scaled.type = value.shape, value.type
-        first = next(node for node in self._graph if node in group.layers)
-        self._graph.insert_before(first, tape.nodes)
-        inherit(tape.nodes, [first])
-        for node in group.layers:
-            node.replace_input_with(0, scaled)
-        if self._state.shapes is not None and value.name in self._state.shapes:
-            shapes = dict(self._state.shapes)
-            shapes[scaled.name or ""] = shapes[value.name or ""]
-            self._state.shapes = shapes
-        return True
 
     def _tell(self, code: Code, group: Group, message: str, values: dict[str, Any]) -> None:
         where = ", ".join(module_of(node) or node.name or "" for node in group.layers)

@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.ir.edit import constant
-from qcompiler.ir.provenance import module_of
+from qcompiler.ir.edit import Tape, constant
+from qcompiler.ir.provenance import inherit, module_of
+from qcompiler.pipeline.contract import State
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.cost import Shapes
-from qcompiler_passes.prepare.absorb import Edit, Fold, RefusedError, absorb, vector
+from qcompiler_passes.prepare.absorb import Edit, Fold, RefusedError, absorb, apply_edits, vector
 
-__all__ = ["Group", "find_groups", "group_of", "is_transformer"]
+__all__ = ["Group", "apply_factors", "find_groups", "group_of", "is_transformer"]
 
 _NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 _BLOCK = re.compile(r"^.*?\b\d+(?=\.|$)")
@@ -94,6 +95,38 @@ def group_of(value: ir.Value, nodes: list[ir.Node], plan: Plan, shapes: Shapes) 
     group = Group(value, nodes, None, weight, None, _block(nodes[0]))
     _place(group, plan, shapes)
     return group
+
+
+def apply_factors(
+    graph: ir.Graph, state: State, group: Group, factors: npt.NDArray[np.float64]
+) -> bool:
+    """Multiply rows of the group's weights, and divide what they read.
+
+    Where nothing before the layers absorbs the factors, a Mul stands there.
+
+    Returns:
+        False when a constant would overflow its type; then nothing was edited.
+    """
+    if group.fold is not None:
+        return apply_edits(graph, [*group.readers, *group.fold.edits], factors)
+    if not apply_edits(graph, group.own_edits, factors):
+        return False
+    value = group.value
+    dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+    name = f"{value.name}/scaled"
+    tape = Tape(graph, name)
+    scaled = tape.op("Mul", value, (1.0 / factors).astype(dtype), name=name)
+    scaled.shape, scaled.type = value.shape, value.type
+    first = next(node for node in graph if node in group.layers)
+    graph.insert_before(first, tape.nodes)
+    inherit(tape.nodes, [first])
+    for node in group.layers:
+        node.replace_input_with(0, scaled)
+    if state.shapes is not None and value.name in state.shapes:
+        shapes = dict(state.shapes)
+        shapes[scaled.name or ""] = shapes[value.name or ""]
+        state.shapes = shapes
+    return True
 
 
 def is_transformer(groups: list[Group]) -> bool:

@@ -16,27 +16,9 @@ from qcompiler.algorithms.autoround import (  # noqa: E402 - needs torch
     RoundedWeight,
     autoround,
 )
-from qcompiler.ir.edit import Tape, add_initializer  # noqa: E402
 from qcompiler.lift import lift  # noqa: E402
 from qcompiler.schemes import QSpec  # noqa: E402
-
-IN, HIDDEN = 24, 20
-
-
-def block(rng: np.random.Generator) -> tuple[ir.Graph, list[ir.Value]]:
-    """Two products with Relu between."""
-    x = ir.Value(name="x", shape=ir.Shape(["n", IN]), type=ir.TensorType(ir.DataType.FLOAT))
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 21}, name="block")
-    weights = [
-        add_initializer(graph, name, rng.normal(0, 1, shape).astype(np.float32))
-        for name, shape in (("w1", (IN, HIDDEN)), ("w2", (HIDDEN, IN)))
-    ]
-    tape = Tape(graph, "n")
-    hidden = tape.op("Relu", tape.op("MatMul", x, weights[0]))
-    result = tape.op("MatMul", hidden, weights[1])
-    graph.extend(tape.nodes)
-    graph.outputs.append(result)
-    return graph, weights
+from two_products import IN, block  # noqa: E402 - needs torch
 
 
 def learn(spec: str, options: AutoRoundOptions) -> tuple[AutoRoundResult, list[ir.Value]]:
