@@ -33,9 +33,9 @@ class LearnByBlock(Pass):
 
     The model's repeated blocks (all of it where nothing repeats) are visited in order, with what
     the rounded blocks before them give and with what they give in float. All layers of a block
-    learn together, so that errors make up for one another (:mod:`qcompiler.algorithms.autoround`). A layer outside of the blocks is
-    rounded to nearest, and told. Rounded blocks go to the store, where a compile that was killed
-    finds them.
+    learn together, so that errors make up for one another (:mod:`qcompiler.algorithms.autoround`).
+    A layer outside of the blocks is rounded to nearest, and told. Rounded blocks go to the store,
+    where a compile that was killed finds them.
     """
 
     name: ClassVar[str] = "learn-by-block"
