@@ -173,12 +173,12 @@ class HqqOptions(_Strict):
     Attributes:
         norm: Exponent of the error; below 2 a few large errors matter less.
         magnitude: Exponent with which an element's size weighs its error; 0 weighs all alike.
-        refits: Least squares steps for the scale of each candidate.
+        refits: Rounds of rounding and solving, for each scale that is tried.
     """
 
-    norm: float = pydantic.Field(1.0, gt=0.0, le=8.0)
-    magnitude: float = pydantic.Field(2.0, ge=0.0, le=8.0)
-    refits: int = pydantic.Field(0, ge=0)
+    norm: float = pydantic.Field(2.0, gt=0.0, le=8.0)
+    magnitude: float = pydantic.Field(0.0, ge=0.0, le=8.0)
+    refits: int = pydantic.Field(5, ge=0)
 
 
 class GptqOptions(_Strict):
@@ -285,8 +285,8 @@ class WeightOptions(_Strict):
             whole column.
         symmetric: No zero point, in the weight-only scheme.
         algorithm: How the weight-only scheme rounds: ``rtn`` to nearest, ``k-quant`` by weighted
-            least squares, ``hqq`` by a robust norm; by calibration data ``gptq``, which lets the
-            weights of a layer make up for one another, ``awq``, which scales the channels that
+            least squares, ``hqq`` by rounding and solving in turns; by calibration data ``gptq``,
+            which lets the weights of a layer make up for one another, ``awq``, which scales the channels that
             matter up, ``teq``, which learns such scales, and ``autoround``, which learns the
             rounding of whole blocks.
         format: What the weight-only scheme stores: ``int``, or codes of 4 bits: ``nf4``, ``fp4``
@@ -392,6 +392,8 @@ class Recipe(_Strict):
         drop: Whether ``max_drop`` is a share of float's metric or a difference from it.
         keep_float: Return at least so many of the most damaging nodes to float.
         sensitivity: Measure what each node does to the output, for the report.
+        last_logits: A decoder gives the logits of each text's last token only, which is all that a
+            loop of generation reads.
     """
 
     name: str = "custom"
@@ -423,6 +425,7 @@ class Recipe(_Strict):
     drop: Literal["relative", "absolute"] = "relative"
     keep_float: int | None = pydantic.Field(None, ge=0)
     sensitivity: bool = False
+    last_logits: bool = False
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:

@@ -41,18 +41,17 @@ class RtnOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HqqOptions:
-    """How to minimise the robust error.
+    """How to minimise the error over scales and zero points.
 
     Attributes:
         norm: Exponent of the error; below 2 a few large errors matter less.
-        magnitude: Exponent with which an element's size weighs its error. Large weights carry what
-            a layer computes; unweighted, the norm gives them up for the many small ones.
-        refits: Least squares steps for the scale of each candidate.
+        magnitude: Exponent with which an element's size weighs its error; 0 weighs all alike.
+        refits: Rounds of rounding and solving, for each scale that is tried.
     """
 
-    norm: float = 1.0
-    magnitude: float = 2.0
-    refits: int = 0
+    norm: float = 2.0
+    magnitude: float = 0.0
+    refits: int = 5
 
 
 def rtn(
@@ -102,16 +101,28 @@ def hqq(
     full_range: bool = True,
     where: str = "",
 ) -> QTensor:
-    """Minimise a robust norm of the error over scale and integer zero point.
+    """Minimise a norm of the error by rounding and solving in turns, from several scales.
 
     The objective is that of half-quadratic quantization (Badri and Shaji 2023,
-    https://mobiusml.github.io/hqq_blog): ``sum h |x - s (q - z)|^p``, weighed here by size. Where
-    that method fixes the scale and solves for a float zero point, this one goes through integer
-    zero points around the nearest and solves for the scale of each.
+    https://mobiusml.github.io/hqq_blog), ``sum |x - s (q - z)|^p``, which keeps the scale of the
+    range and solves for a float zero point. This one tries other scales as well, and with integer
+    zero points those around the nearest, solving for the scale.
+
+    Args:
+        weight: ``[K, N]``, or a table ``[V, D]``.
+        spec: BLOCK or CHANNEL.
+        options: See :class:`HqqOptions`.
+        full_range: As in :class:`RtnOptions`.
+        where: The user's name for the weight, for errors.
     """
     if spec.float_zero:
-        affine = GroupSearch((1.0, 0.95, 0.9), refits=1, norm=options.norm)
-        return search_groups(weight, spec, affine, where=where)
+        around = GroupSearch(
+            ratios=(0.94, 0.97, 1.0, 1.03),
+            refits=options.refits,
+            norm=options.norm,
+            magnitude=options.magnitude,
+        )
+        return search_groups(weight, spec, around, where=where)
     search = GroupSearch(
         ratios=(0.92, 0.96, 1.0, 1.04),
         shifts=(-1, 0, 1),

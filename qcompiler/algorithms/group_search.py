@@ -76,22 +76,32 @@ class GroupSearch:
         return scale, zero
 
     def _affine(self, x: Floats, h: Floats | None, spec: QSpec) -> tuple[Floats, npt.NDArray[Any]]:
-        """Scales and float zero points: ``x ~= s q + b`` by regression on ``q``."""
+        """Scales and float zero points: of each scale the zero points are improved in turns.
+
+        From an integer zero point, under which small elements stay small, elements are rounded and
+        the zero point becomes what leaves no mean error. The scale stays: solved for as well, it
+        comes out worse.
+        """
         lo, hi = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
-        span = np.where(hi > lo, hi - lo, 1) / np.float32(spec.qmax)
+        span = np.where(hi > lo, hi - lo, 1).astype(np.float32) / np.float32(spec.qmax)
         best = np.full(len(x), np.inf, np.float32)
-        scale, offset = np.ones_like(lo), np.zeros_like(lo)
+        scale, zero = np.ones_like(lo), np.zeros_like(lo)
+        total = None if h is None else h.sum(axis=1, keepdims=True)
         for ratio in self.ratios:
-            s = (span * ratio).astype(np.float32)
-            b = (lo + hi) / 2 - s * np.float32(spec.qmax / 2)
-            for step in range(self.refits + 1):
-                q = np.clip(np.rint((x - b) / s), 0, spec.qmax)
-                error = self._error(x - b, s, q, h)
+            s = span * np.float32(ratio)
+            steps = x / s
+            z = np.rint(-lo / s)
+            for _ in range(self.refits + 1):
+                q = np.clip(np.rint(steps + z), 0, spec.qmax)
+                shift = q - steps
+                if h is None or total is None:
+                    z = shift.mean(axis=1, keepdims=True)
+                else:
+                    z = np.divide(_dot(shift, h)[:, None], total, out=z, where=total > 0)
+                error = self._error(x, s, q - z, h)
                 better = error < best
-                best[better], scale[better], offset[better] = error[better], s[better], b[better]
-                if step < self.refits:
-                    s, b = _regression(x, q, h, s)
-        return scale, -offset / scale
+                best[better], scale[better], zero[better] = error[better], s[better], z[better]
+        return scale, zero
 
     def _weights(self, x: Floats, importance: Floats | None) -> Floats | None:
         if self.magnitude == 0:
@@ -109,10 +119,10 @@ class GroupSearch:
             z = np.full(lo.shape, spec.middle, np.int32)
             above, below = spec.qmax - spec.middle, spec.middle - spec.qmin
             if above == below or not self.full_range:
-                yield np.maximum(hi, -lo) / np.float32(above), z
+                yield _positive(np.maximum(hi, -lo) / np.float32(above)), z
                 return
-            yield np.maximum(hi / np.float32(above), -lo / np.float32(below)), z
-            yield -np.maximum(-lo / np.float32(above), hi / np.float32(below)), z
+            yield _positive(np.maximum(hi / np.float32(above), -lo / np.float32(below))), z
+            yield -_positive(np.maximum(-lo / np.float32(above), hi / np.float32(below))), z
             return
         nearest = np.rint(spec.qmin - lo * (spec.qmax - spec.qmin) / np.maximum(hi - lo, _TINY))
         for shift in self.shifts:
@@ -120,8 +130,7 @@ class GroupSearch:
             above, below = spec.qmax - z, z - spec.qmin
             upper = np.divide(hi, above, out=np.zeros_like(hi), where=above > 0)
             lower = np.divide(-lo, below, out=np.zeros_like(lo), where=below > 0)
-            s = np.maximum(upper, lower)
-            yield np.where(s > 0, s, 1).astype(np.float32), z.astype(np.int32)
+            yield _positive(np.maximum(upper, lower)), z.astype(np.int32)
 
     def _error(self, x: Floats, s: Floats, c: Floats, h: Floats | None) -> Floats:
         error = c * s
@@ -136,6 +145,11 @@ class GroupSearch:
             np.power(error, np.float32(self.norm), out=error)
         total: Floats = error.sum(axis=1) if h is None else _dot(error, h)
         return total
+
+
+def _positive(scale: Floats) -> Floats:
+    """Scales, 1 where a group holds nothing but zeros."""
+    return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
 def _numbers(x: Floats, s: Floats, z: Ints, spec: QSpec) -> Floats:
@@ -159,19 +173,6 @@ def _least_squares(x: Floats, c: Floats, h: Floats | None, s: Floats) -> Floats:
     top, bottom = _dot(x, weighted)[:, None], _dot(c, weighted)[:, None]
     found = np.divide(top, bottom, out=np.zeros_like(s), where=bottom > 0)
     return np.where(found * s > 0, found, s)
-
-
-def _regression(x: Floats, q: Floats, h: Floats | None, s: Floats) -> tuple[Floats, Floats]:
-    """Slope and intercept of ``x`` over ``q`` by row; the old slope where ``q`` is constant."""
-    if h is None:
-        h = np.ones_like(x)
-    hq = h * q
-    total, of_q, of_x = h.sum(1), hq.sum(1), _dot(h, x)
-    spread = total * _dot(hq, q) - of_q * of_q
-    slope = total * _dot(hq, x) - of_q * of_x
-    fits = (spread > 0) & (slope > 0)
-    found = np.where(fits, slope / np.where(fits, spread, 1), s[:, 0]).astype(np.float32)
-    return found[:, None], ((of_x - found * of_q) / total).astype(np.float32)[:, None]
 
 
 def group_axis(spec: QSpec, rank: int) -> int:
