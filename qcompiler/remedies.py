@@ -102,8 +102,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.DEAD_CHANNELS: "Check that the calibration data exercises this part of the model. Weights "
     "of such channels are rounded to nearest.",
     Code.SALIENT_SCALED: "Nothing.",
-    Code.SALIENT_KEPT: "`awq.insert` or `teq.insert` puts a Mul where nothing absorbs the scales, at the "
-    "cost of a pass over the activation.",
+    Code.SALIENT_KEPT: "`awq.insert` or `teq.insert` puts a Mul where nothing absorbs the scales, "
+    "at the cost of a pass over the activation.",
     Code.BITS_ALLOTTED: "Nothing: the message says how many layers got how many bits.",
     # recipe and usage
     Code.UNKNOWN_TARGET: "`qcompile targets` lists the names; a file must end in `.toml`.",
@@ -162,6 +162,9 @@ REMEDIES: Mapping[Code, str] = {
     Code.FIXED_SHAPE: "Mend what fixes the shape (Python numbers made of tensor sizes), or accept "
     "the shapes of the example.",
     Code.CAST_TO_FLOAT: "Nothing: the artifact takes and gives float32.",
+    Code.NOT_EXPORTABLE: "Compile with weights of 2, 3, 4 or 8 bits (AWQ: 4) in groups that divide "
+    "the inputs, and with no other change to the layer; `qcompile export` names it.",
+    Code.CHECKPOINT_DIFFERS: "Nothing: it says what the format does not hold as the artifact does.",
     # our own bug
     Code.PASS_CONTRACT: _REPORT,
     Code.INTERNAL: _REPORT,

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from qcompiler.ir.edit import constant, name_everything  # noqa: E402
-from qcompiler.runtime.session import open_session, run  # noqa: E402
-from qcompiler.sensitivity.gradients import weight_damages  # noqa: E402 - needs torch
-from qcompiler_models.tiny import build, feeds  # noqa: E402
+from qcompiler.ir.edit import constant, name_everything
+from qcompiler.runtime.session import open_session, run
+from qcompiler.sensitivity.gradients import weight_damages
+from qcompiler_models.tiny import build, feeds
 
 RNG = np.random.default_rng(0)
 
