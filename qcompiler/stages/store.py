@@ -61,14 +61,7 @@ class WeightStore:
         path = self._path(site, key)
         try:
             with np.load(path, allow_pickle=False) as file:
-                spec, q = QSpec.parse(str(file["spec"])), file["q"]
-                zero = file.get("zero_point")
-                elements = q.view(spec.dtype.numpy()) if spec.is_float8 else q
-                stored = None
-                if spec.scales is not None:
-                    again = file.get("scales/zero_point")
-                    stored = QTensor(file["scales/q"], file["scales/scale"], again, spec.scales)
-                return QTensor(elements, file["scale"], zero, spec, stored)
+                return _tensor(file, "")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise QcError(
                 Code.NOT_ARTIFACT,
@@ -84,18 +77,7 @@ class WeightStore:
             QcError: QC706, the disk is full or cannot be written.
         """
         path = self._path(site, key)
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "q": tensor.q.view(np.uint8) if tensor.spec.is_float8 else tensor.q,
-            "scale": tensor.scale,
-            "spec": np.asarray(str(tensor.spec)),
-        }
-        if tensor.zero_point is not None:
-            arrays["zero_point"] = tensor.zero_point
-        if tensor.stored_scale is not None:
-            stored = tensor.stored_scale
-            arrays |= {"scales/q": stored.q, "scales/scale": stored.scale}
-            if stored.zero_point is not None:
-                arrays["scales/zero_point"] = stored.zero_point
+        arrays = _arrays(tensor, "")
         try:
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
             try:
@@ -124,6 +106,32 @@ class WeightStore:
             f"rounded weights cannot be written: {error.strerror or error}",
             "free disk space, or choose another folder with work=",
         )
+
+
+def _arrays(tensor: QTensor, prefix: str) -> dict[str, npt.NDArray[Any]]:
+    """What a tensor consists of; no file format of numpy has 8-bit floats."""
+    found: dict[str, npt.NDArray[Any]] = {
+        f"{prefix}q": tensor.q.view(np.uint8) if tensor.spec.is_float8 else tensor.q,
+        f"{prefix}scale": tensor.scale,
+        f"{prefix}spec": np.asarray(str(tensor.spec)),
+    }
+    if tensor.zero_point is not None:
+        found[f"{prefix}zero_point"] = tensor.zero_point
+    if tensor.stored_scale is not None:
+        found.update(_arrays(tensor.stored_scale, f"{prefix}scale."))
+    return found
+
+
+def _tensor(file: Mapping[str, npt.NDArray[Any]], prefix: str) -> QTensor:
+    """The tensor that :func:`_arrays` took apart."""
+    spec, q = QSpec.parse(str(file[f"{prefix}spec"])), file[f"{prefix}q"]
+    return QTensor(
+        q.view(spec.dtype.numpy()) if spec.is_float8 else q,
+        file[f"{prefix}scale"],
+        file.get(f"{prefix}zero_point"),
+        spec,
+        _tensor(file, f"{prefix}scale.") if spec.scales is not None else None,
+    )
 
 
 class StoredWeights(Mapping[Site, QTensor]):
