@@ -59,8 +59,8 @@ class QSpec:
     ``u8tz`` is an unsigned static per-tensor activation with a zero point, ``s8c@1`` a symmetric
     weight with one scale per column, ``u8kd`` a per-token dynamic activation, ``u4g32@0z`` 4-bit
     blocks along the rows, ``u4r3g64@0`` 3 bits that sit in 4, ``e4m3t`` an 8-bit float with one
-    scale, ``u4g64@0f`` blocks with float zero points, ``nf4g64@0/u8g256@0z`` a codebook with scales in 8 bits. Floats and codebooks are
-    symmetric, and use all of their bits.
+    scale, ``u4g64@0f`` blocks with float zero points, ``nf4g64@0/u8g256@0z`` a codebook with scales
+    in 8 bits. Floats and codebooks are symmetric, and use all of their bits.
 
     Attributes:
         dtype: The stored element type.
