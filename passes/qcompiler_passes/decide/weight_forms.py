@@ -37,9 +37,9 @@ def weight_forms(
         elif form is Form.ORT and isinstance(layout, NBitsLayout) and not layout.is_native:
             unpacked.append((str(spec), filed, filed + size * (layout.bits - spec.width) // 8))
     return [
-        *_tell(Code.FLOAT_WEIGHTS, "become floats", floats),
-        *_tell(Code.FLOAT_ZERO_POINTS, "have float zero points, which are added", shifted),
-        *_tell(Code.UNPACKED_WEIGHTS, "are unpacked", unpacked),
+        *_tell(Code.FLOAT_WEIGHTS, "become floats when the model is loaded", floats),
+        *_tell(Code.FLOAT_ZERO_POINTS, "have float zero points", shifted),
+        *_tell(Code.UNPACKED_WEIGHTS, "are unpacked when the model is loaded", unpacked),
     ]
 
 
@@ -48,9 +48,6 @@ def _tell(code: Code, what: str, found: Sequence[tuple[str, int, int]]) -> list[
         return []
     specs = ", ".join(sorted({spec for spec, _, _ in found}))
     filed, held = sum(item[1] for item in found), sum(item[2] for item in found)
-    message = (
-        f"{len(found)} weights {what} when the model is loaded: {filed / 1e6:.1f} MB in the file,"
-        f" {held / 1e6:.1f} MB in memory"
-    )
+    message = f"{len(found)} weights {what}: {filed / 1e6:.1f} MB in the file, {held / 1e6:.1f} MB in memory"
     values = {"weights": len(found), "file_bytes": filed, "memory_bytes": held}
     return [Diagnostic(code, specs, message, values=values)]
