@@ -46,6 +46,16 @@ def test_every_pass_keeps_its_contract(name: str, algorithm: str) -> None:
     assert error(artifact, name) < np.inf
 
 
+@pytest.mark.parametrize("insert", [False, True])
+def test_awq_scales_channels_exactly(insert: bool) -> None:
+    model, feeds = tiny.build("transformer"), tiny.feeds("transformer", 8)
+    recipe = {"base": "w4-awq", **RECIPE, "awq": {"insert": insert}}
+    artifact = qcompile(model, target="cpu-vnni", recipe=recipe, calibration=feeds, check=True)
+    codes = [item.code for item in artifact.report.diagnostics]
+    assert Code.SALIENT_SCALED in codes
+    assert any(node.node.endswith("/scaled") for node in artifact.plan) == insert
+
+
 def test_gptq_is_nearer_to_float_than_rounding_to_nearest() -> None:
     assert error(compile_tiny("gptq"), "transformer") < error(compile_tiny("rtn"), "transformer")
 
