@@ -111,7 +111,12 @@ def qcompile(
         from qcompiler.frontends import open_model
 
         opened = open_model(model, example_inputs)
-    reference = opened.model
+    reference, file = opened.model, opened.source
+    if recipe.last_logits:
+        from qcompiler.frontends.decoder.last_logits import keep_last_logits
+
+        keep_last_logits(reference, opened.source)
+        file = ""  # what is compared with is no longer what the file holds
     with clock("calibration data"):
         feeds, samples, said = resolve_feeds(calibration, reference, recipe, model)
     sample = samples[0] if samples else opened.example
@@ -140,7 +145,7 @@ def qcompile(
             samples = [state.sample]
         with clock("verify"):
             checked = check_artifact(
-                reference, compiled, state, samples, threads=threads, source=opened.source
+                reference, compiled, state, samples, threads=threads, source=file
             )
         slower = checked.slower_than(recipe.verify.max_slowdown)
         may_drop = given is None and not recipe.force  # what the user spelled out stays
@@ -148,7 +153,7 @@ def qcompile(
             with clock("fall back to float"):
                 passes = ()
                 compiled, state, checked = fall_back(
-                    reference, state, checked, samples, threads, opened.source, opened.quantized
+                    reference, state, checked, samples, threads, file, opened.quantized
                 )
     refuse_wrong(checked)
     final = complete_plan(reference, state)

@@ -46,19 +46,21 @@ def greedy(artifact: Artifact, ids: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"),
+    ("name", "recipe", "last_logits"),
     [
-        ("llama-tied", "weight-int4"),
-        ("qwen3", "weight-int8"),
-        ("gemma2", "float"),
-        ("gpt2", "weight-int4"),
+        ("llama-tied", "weight-int4", True),
+        ("qwen3", "weight-int8", False),
+        ("gemma2", "float", True),
+        ("gpt2", "weight-int4", False),
     ],
 )
 def test_genai_makes_the_tokens_of_the_artifacts_own_session(
-    name: str, recipe: str, tmp_path: pathlib.Path, cli: Cli
+    name: str, recipe: str, last_logits: bool, tmp_path: pathlib.Path, cli: Cli
 ) -> None:
     source = folder_of(name, tmp_path / "model")
-    said = cli("compile", source, "--recipe", recipe, "-o", tmp_path / "out", "-q")
+    wanted_recipe = tmp_path / "recipe.json"
+    wanted_recipe.write_text(json.dumps({"base": recipe, "last_logits": last_logits}))
+    said = cli("compile", source, "--recipe", wanted_recipe, "-o", tmp_path / "out", "-q")
     assert said.code == 0, said.err
     artifact = Artifact.load(tmp_path / "out")
     tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
