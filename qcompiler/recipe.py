@@ -286,7 +286,8 @@ class WeightOptions(_Strict):
         symmetric: No zero point, in the weight-only scheme.
         algorithm: How the weight-only scheme rounds: ``rtn`` to nearest, ``k-quant`` by weighted
             least squares, ``hqq`` by rounding and solving in turns; by calibration data ``gptq``,
-            which lets the weights of a layer make up for one another, ``awq``, which scales the channels that
+            which lets the weights of a layer make up for one another, ``awq``, which scales the
+            channels that
             matter up, ``teq``, which learns such scales, and ``autoround``, which learns the
             rounding of whole blocks.
         format: What the weight-only scheme stores: ``int``, or codes of 4 bits: ``nf4``, ``fp4``
