@@ -48,6 +48,7 @@ def _tell(code: Code, what: str, found: Sequence[tuple[str, int, int]]) -> list[
         return []
     specs = ", ".join(sorted({spec for spec, _, _ in found}))
     filed, held = sum(item[1] for item in found), sum(item[2] for item in found)
-    message = f"{len(found)} weights {what}: {filed / 1e6:.1f} MB in the file, {held / 1e6:.1f} MB in memory"
+    sizes = f"{filed / 1e6:.1f} MB in the file, {held / 1e6:.1f} MB in memory"
+    message = f"{len(found)} weights {what}: {sizes}"
     values = {"weights": len(found), "file_bytes": filed, "memory_bytes": held}
     return [Diagnostic(code, specs, message, values=values)]
