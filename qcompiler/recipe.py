@@ -178,7 +178,7 @@ class HqqOptions(_Strict):
 
     norm: float = pydantic.Field(2.0, gt=0.0, le=8.0)
     magnitude: float = pydantic.Field(0.0, ge=0.0, le=8.0)
-    refits: int = pydantic.Field(5, ge=0)
+    refits: int = pydantic.Field(3, ge=0)
 
 
 class GptqOptions(_Strict):
@@ -395,6 +395,8 @@ class Recipe(_Strict):
         sensitivity: Measure what each node does to the output, for the report.
         last_logits: A decoder gives the logits of each text's last token only, which is all that a
             loop of generation reads.
+        prefill: ``int8`` gives a weight-only language model a second path for prompts, with int8
+            products by row; its weights are made of the others when the model is loaded.
     """
 
     name: str = "custom"
@@ -427,6 +429,7 @@ class Recipe(_Strict):
     keep_float: int | None = pydantic.Field(None, ge=0)
     sensitivity: bool = False
     last_logits: bool = False
+    prefill: Literal["int8"] | None = None
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:

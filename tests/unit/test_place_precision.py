@@ -433,6 +433,8 @@ def test_a_rule_matches_modules_and_the_users_own_names() -> None:
             node.metadata_props["qcompiler.module"] = f"layers.0.mlp.{node.name}"
     found = codes(planned(model, {"rules": [{"match": "layers.0.mlp", "scheme": "float"}]}).plan)
     assert [found[name] for name in ("fc1", "fc1_bias", "fc2")] == [Code.KEPT_BY_RULE] * 3
+    rules = [{"match": "layers.[0-3].*", "scheme": "float"}]  # the first four blocks
+    assert codes(planned(model, {"rules": rules}).plan)["fc2"] is Code.KEPT_BY_RULE
     model.graph.node("fc1").metadata_props["qcompiler.origin"] = '["/mlp/Gemm_1", "/mlp/Relu"]'
     found = codes(planned(model, {"rules": [{"match": "/mlp/G*", "scheme": "float"}]}).plan)
     assert found["fc1"] is Code.KEPT_BY_RULE
