@@ -117,7 +117,7 @@ def gptq(
     # scales that are quantized again are so all together, before the sweep
     dynamic = len(w) > size and not options.static_groups and spec.scales is None
     search = _RATIOS if options.search and spec.width <= 4 else (1.0,)
-    start = _parameters(w, spec, (1.0,) if dynamic else search, diagonal, where)
+    start = _parameters(w, spec, (1.0,) if dynamic else search, where)
     sweep = _Sweep(w[rows], root, rows // size, start, search, options.block_size)
     sweep.run(0, len(rows), order if dynamic else [rows])
     live = diagonal[rows] > 0
@@ -186,15 +186,13 @@ def _order(count: int, size: int, diagonal: Array, options: GptqOptions) -> list
     return [np.argsort(-diagonal, kind="stable")]
 
 
-def _parameters(
-    rows: Array, spec: QSpec, ratios: Sequence[float], importance: Array, where: str = ""
-) -> QTensor:
+def _parameters(rows: Array, spec: QSpec, ratios: Sequence[float], where: str = "") -> QTensor:
     """Rows rounded to nearest, for the sake of scales and zero points."""
     if spec.axis is None or spec.is_float8:
         return round_to_nearest(rows, spec, where=where, clip_ratios=ratios)
     plain = dataclasses.replace(spec, scales=None)
-    search = GroupSearch(tuple(ratios), full_range=False)
-    found = search_groups(rows, plain, search, importance=importance, where=where)
+    search = GroupSearch(tuple(ratios), refits=int(len(ratios) > 1))
+    found = search_groups(rows, plain, search, where=where)
     return found if spec.scales is None else with_quantized_scales(found, spec.scales)
 
 
@@ -267,8 +265,7 @@ class _Sweep:
 
     def _find(self, a: int, b: int) -> None:
         """Parameters of a group whose rows are up to date."""
-        importance = np.square(np.diagonal(self._root)[a:b]) ** -1
-        found = _parameters(self._w[a:b], self._spec, self._ratios, importance)
+        found = _parameters(self._w[a:b], self._spec, self._ratios)
         group = self._home[a]
         self._scale[group] = found.scale[0]
         if found.zero_point is not None:

@@ -28,7 +28,7 @@ def problem(k: int, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def parameters(rows: np.ndarray, spec: QSpec) -> QTensor:
-    return search_groups(rows, spec, GroupSearch(full_range=False))
+    return search_groups(rows, spec, GroupSearch())
 
 
 def textbook(w: np.ndarray, h: np.ndarray, spec: QSpec, damp: float = 0.01) -> np.ndarray:
