@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -16,7 +17,8 @@ CONFIG = "genai_config.json"
 def generate(folder: pathlib.Path, prompt: str, *, new_tokens: int = 128) -> Iterator[str]:
     """Pieces of text that go on from ``prompt``, as they are made.
 
-    Search is as ``genai_config.json`` says. It ends at an end token or after ``new_tokens``.
+    Search is as ``genai_config.json`` says. It ends at an end token, after ``new_tokens``, or where
+    the text is as long as the model allows.
 
     Args:
         folder: An artifact folder of a language model.
@@ -36,13 +38,17 @@ def generate(folder: pathlib.Path, prompt: str, *, new_tokens: int = 128) -> Ite
         given = tokenizer.encode(prompt)
     except (RuntimeError, ValueError) as error:
         raise _refused(folder, error) from error
-    if not len(given):
+    longest = _longest(folder)
+    if not 0 < len(given) < longest:
         raise QcError(
-            Code.USAGE, "prompt", "the prompt has no tokens", "give some text to go on from"
+            Code.USAGE,
+            "prompt",
+            f"the prompt has {len(given)} tokens, wanted 1 to {longest - 1}",
+            "give a text to go on from that leaves room in what the model can read",
         )
     try:
         parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=len(given) + new_tokens)
+        parameters.set_search_options(max_length=min(len(given) + new_tokens, longest))
         generator = genai.Generator(model, parameters)
         generator.append_tokens(given)
         stream = tokenizer.create_stream()
@@ -51,6 +57,20 @@ def generate(folder: pathlib.Path, prompt: str, *, new_tokens: int = 128) -> Ite
             yield stream.decode(generator.get_next_tokens()[0])
     except (RuntimeError, ValueError) as error:
         raise _refused(folder, error) from error
+
+
+def _longest(folder: pathlib.Path) -> int:
+    """How many tokens a text may have, prompt included."""
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return int(said["model"]["context_length"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise QcError(
+            Code.NOT_ARTIFACT,
+            str(folder / CONFIG),
+            f"does not say the model's context_length ({type(error).__name__})",
+            "compile the model again",
+        ) from error
 
 
 def _check(folder: pathlib.Path) -> None:

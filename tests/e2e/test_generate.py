@@ -92,12 +92,22 @@ def test_a_folder_without_a_language_model_is_refused(tmp_path: pathlib.Path) ->
         list(generate.generate(tmp_path, PROMPT))
 
 
-def test_an_empty_prompt_is_refused(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("prompt", ["", "lamp " * 200])
+def test_a_prompt_that_is_empty_or_too_long_is_refused(prompt: str, tmp_path: pathlib.Path) -> None:
     recipe = {"base": "float", "verify": {"enabled": False}}
     qcompile(folder_of("llama", tmp_path / "model"), recipe=recipe, output=tmp_path / "out")
-    with pytest.raises(QcError, match="no tokens") as caught:
-        list(generate.generate(tmp_path / "out", ""))
+    with pytest.raises(QcError, match="wanted 1 to 63") as caught:
+        list(generate.generate(tmp_path / "out", prompt))
     assert caught.value.diagnostic.code is Code.USAGE
+
+
+def test_text_ends_where_the_model_can_read_no_more(tmp_path: pathlib.Path) -> None:
+    recipe = {"base": "float", "verify": {"enabled": False}}
+    source = folder_of("llama", tmp_path / "model")
+    qcompile(source, recipe=recipe, output=tmp_path / "out")
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    pieces = list(generate.generate(tmp_path / "out", PROMPT, new_tokens=1000))
+    assert len(pieces) == 64 - len(tokenizer.encode(PROMPT).ids)
 
 
 def test_the_missing_package_is_named(
