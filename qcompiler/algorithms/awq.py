@@ -22,7 +22,7 @@ from qcompiler.schemes import QSpec
 __all__ = ["AwqOptions", "AwqScales", "clipped", "diagonal_blocks", "find_scales"]
 
 _RATIOS = tuple(1.0 - 0.05 * step for step in range(11))  # of a group's range: 1.0 to 0.5
-_COLUMNS = 512  # of the weights that judge the scales; their errors are much alike
+_COLUMNS = 128  # of the weights that judge the scales; their errors are much alike
 _SMALLEST = 1e-4  # a factor; what makes it smaller is a dead channel
 
 
