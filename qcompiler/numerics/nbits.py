@@ -74,8 +74,14 @@ class NBitsLayout:
         return -(-k // self.block_size)
 
 
-def nbits_layout(spec: QSpec) -> NBitsLayout | str:
-    """The kernel's form of a weight spec, or why there is none: what was found and is wanted."""
+def nbits_layout(spec: QSpec, k: int = 0) -> NBitsLayout | str:
+    """The kernel's form of a weight spec, or why there is none: what was found and is wanted.
+
+    Args:
+        spec: How the weight is rounded.
+        k: In-features. A column of one scale is cut into blocks that fit, so that little is filled
+            up; 0 where the blocks do not matter.
+    """
     if spec.codebook not in ("", "fp4", "b1"):
         return f"{spec.codebook} is no multiple of integers"
     if spec.float_zero and spec.scales is not None:
@@ -86,7 +92,8 @@ def nbits_layout(spec: QSpec) -> NBitsLayout | str:
     planes = planes_of(spec.width) if spec.width != bits else (bits,)
     zero = {"fp4": 128, "b1": 2}.get(spec.codebook, 1 << (spec.width - 1))
     if spec.granularity is Granularity.CHANNEL:
-        return NBitsLayout(bits, planes, _COLUMN_BLOCK, 0, zero)
+        block = min(max(k & -k, 32), _COLUMN_BLOCK)
+        return NBitsLayout(bits, planes, block, 0, zero)
     size = spec.group_size
     if size is None:
         return "one scale per weight, wanted groups or one per column"
@@ -190,7 +197,7 @@ def unpack_nbits(
     data: Bytes, scale: Floats, zero_point: Bytes | None, spec: QSpec, k: int
 ) -> Floats:
     """The float32 weight ``[K, N]`` that the kernel multiplies by, from the three constants."""
-    layout = nbits_layout(spec)
+    layout = nbits_layout(spec, k)
     assert isinstance(layout, NBitsLayout)
     n, blocks = data.shape[0], data.shape[1]
     codes = unpack_bits(data, layout.bits, layout.block_size)

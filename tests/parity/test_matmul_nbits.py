@@ -75,7 +75,7 @@ def received(model: ir.Model, spec: QSpec, k: int, folder: pathlib.Path) -> np.n
     arrays = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
     data, scale = arrays[node.input[1]], arrays[node.input[2]]
     zero = arrays[node.input[3]] if len(node.input) > 3 else None
-    layout = nbits_layout(spec)
+    layout = nbits_layout(spec, k)
     assert isinstance(layout, NBitsLayout)
     n, blocks = data.shape[0], data.shape[1]
     q = unpack_bits(data, layout.bits, layout.block_size).astype(np.float32)

@@ -52,7 +52,7 @@ def nbits_inputs(
     """
     w = site.operand(1)
     spec, (k, n) = w.spec, w.matrix
-    layout = nbits_layout(spec)
+    layout = nbits_layout(spec, k)
     if isinstance(layout, str):
         raise refuse(site.node, layout, site.kernel)
     data = _data(tape, w, spec, layout)
