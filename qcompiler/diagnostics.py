@@ -267,6 +267,8 @@ class Code(enum.Enum):
         Severity.INFO,
         "The model's opset was raised for the target's operators.",
     )
+    NO_PREFILL = ("QC504", Severity.WARNING, "There is no second path for prompts.")
+    PREFILL_MEMORY = ("QC505", Severity.INFO, "What the second path for prompts takes.")
     # --- QC6xx: verification ---------------------------------------------------------------
     KERNEL_NOT_SEEN = (
         "QC601",
@@ -324,6 +326,12 @@ class Code(enum.Enum):
         "QC713",
         Severity.INFO,
         "A bfloat16 model was converted to float32, which the runtime's kernels need.",
+    )
+    NOT_EXPORTABLE = ("QC714", Severity.ERROR, "A checkpoint format cannot hold the artifact.")
+    CHECKPOINT_DIFFERS = (
+        "QC715",
+        Severity.INFO,
+        "An exported checkpoint is not the artifact in every number.",
     )
     # --- QC9xx: our bug --------------------------------------------------------------------
     PASS_CONTRACT = ("QC901", Severity.ERROR, "A pass broke its contract. Please report it.")

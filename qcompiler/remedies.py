@@ -125,6 +125,9 @@ REMEDIES: Mapping[Code, str] = {
     Code.NO_LOWERING: "Keep the node in float by a rule. " + _REPORT,
     Code.OPSET_KEPT: "Export with a newer opset to get the kernels that need it.",
     Code.OPSET_RAISED: "Nothing: the operators mean the same.",
+    Code.NO_PREFILL: "`prefill` wants a language model with `input_ids`, weights of 2, 4 or 8 bits "
+    "in MatMulNBits, and form `ort`.",
+    Code.PREFILL_MEMORY: "Nothing; leave `prefill` out if memory is short.",
     # verification
     Code.KERNEL_NOT_SEEN: "The node runs in another form than planned, so it may be slow. Use the "
     "form and the version of the runtime that the target was probed with. " + _REPORT,

@@ -228,6 +228,28 @@ def report(
 
 
 @app.command()
+def export(
+    artifact: Out,
+    against: Annotated[str, typer.Option(help="Folder of the float model it was compiled from.")],
+    output: Annotated[pathlib.Path, typer.Option("--output", "-o", help="Folder to write.")],
+    format: Annotated[str, typer.Option(help="gptq or awq.")] = "gptq",
+    json: Json = False,
+) -> None:
+    """Write the integers of a compiled language model as a GPTQ or AWQ checkpoint for torch."""
+    from qcompiler.export import export_checkpoint
+
+    with steps(json):
+        done = export_checkpoint(_load(artifact), against, output, format)  # type: ignore[arg-type]
+    if json:
+        said = [item.to_dict() for item in done.diagnostics]
+        print_json({"output": str(done.folder), "layers": done.layers, "diagnostics": said})
+        return
+    for item in done.diagnostics:
+        out.print(f"{item.code.id} {item.where}: {item.message}", highlight=False)
+    out.print(f"{done.layers} layers written to {done.folder}")
+
+
+@app.command()
 def generate(
     artifact: Out,
     prompt: Annotated[str, typer.Option(help="Text to go on from.")],
