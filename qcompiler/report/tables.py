@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -23,6 +24,7 @@ _COLOURS = {
     Verdict.REMOVED: "dim",
 }
 _LEVELS = {Severity.INFO: "dim", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+_OUTPUTS = 6  # of which the summary tells one by one; decoders have two for each layer besides
 
 
 def summary(report: Report) -> RenderableType:
@@ -128,12 +130,12 @@ def _facts(report: Report) -> Iterable[tuple[str, str]]:
             "size",
             f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({after / max(before, 1):.0%})",
         )
-    for item in report.fidelity:
-        sqnr = "exact" if item["sqnr_db"] is None else f"SQNR {item['sqnr_db']:.1f} dB"
-        yield (
-            f"fidelity {item['output']}",
-            f"cosine {item['cosine']:.5f}, {sqnr}, max error {item['max_abs']:.3g}",
-        )
+    shown = report.fidelity[:_OUTPUTS]
+    for item in shown:
+        yield f"fidelity {item['output']}", _nearness(item)
+    if rest := report.fidelity[len(shown) :]:
+        worst = min(rest, key=lambda item: float(item["cosine"]))
+        yield f"fidelity of {len(rest)} more", f"at worst {worst['output']}: {_nearness(worst)}"
     if report.coverage:
         counts = report.coverage["planned"]
         yield "nodes", ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
@@ -144,6 +146,12 @@ def _facts(report: Report) -> Iterable[tuple[str, str]]:
     if report.timings:
         phases = ", ".join(f"{k} {v:.2f}" for k, v in report.timings["phases"].items())
         yield "seconds", f"{report.timings['total']:.2f} ({phases})"
+
+
+def _nearness(item: Mapping[str, Any]) -> str:
+    """How near one output is to float's."""
+    sqnr = "exact" if item["sqnr_db"] is None else f"SQNR {item['sqnr_db']:.1f} dB"
+    return f"cosine {item['cosine']:.5f}, {sqnr}, max error {item['max_abs']:.3g}"
 
 
 def _how(decision: NodeDecision) -> str:
