@@ -101,7 +101,11 @@ class SmolLM2(RealModel):
 
     def tokens(self, novel: str) -> Array:
         """A novel of Jane Austen in tokens, int64; *Emma* to calibrate, *Persuasion* to score."""
-        return np.asarray(self._tokenizer.encode(text.novel(novel)).ids, np.int64)
+        return self.encode(text.novel(novel))
+
+    def encode(self, words: str) -> Array:
+        """A text in tokens, int64."""
+        return np.asarray(self._tokenizer.encode(words).ids, np.int64)
 
     def feed(self, tokens: Array) -> Feed:
         """A feed of whole texts without a past; tokens ``[batch, sequence]``."""
