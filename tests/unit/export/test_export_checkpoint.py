@@ -271,3 +271,21 @@ def test_shards_come_with_their_index(tmp_path: pathlib.Path) -> None:
     found = from_folder(tmp_path)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name].read(), array)
+
+
+def test_command_writes_a_checkpoint_and_tells(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qcompiler.cli.app import run
+
+    artifact = compiled(tmp_path / "float")
+    saved = artifact.save(tmp_path / "artifact")
+    arguments = ["export", str(saved), "--against", str(tmp_path / "float"), "--format", "awq"]
+    with pytest.raises(SystemExit) as ended:
+        run([*arguments, "-o", str(tmp_path / "out"), "--json"])
+    assert ended.value.code in (0, None)
+    assert json.loads(capsys.readouterr().out)["layers"] == 14
+    check_layers(artifact, tmp_path / "out")
+    with pytest.raises(SystemExit) as ended:
+        run([*arguments, "-o", str(tmp_path / "out")])
+    assert ended.value.code == 2, "the folder is not empty now"
