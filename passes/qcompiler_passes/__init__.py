@@ -26,6 +26,7 @@ from qcompiler_passes.float.remove_dead import RemoveDead
 from qcompiler_passes.float.remove_no_ops import RemoveNoOps
 from qcompiler_passes.float.share_duplicates import ShareDuplicates
 from qcompiler_passes.float.simplify_mask import SimplifyMask
+from qcompiler_passes.lower.add_prefill import AddPrefill
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.pack_qkv import PackQkv
 from qcompiler_passes.lower.to_ort import ToOrt
@@ -92,5 +93,6 @@ PASSES: tuple[type[Pass], ...] = (
     # lower
     ToOrt,
     PackQkv,
+    AddPrefill,
     FinishQdq,
 )

@@ -9,7 +9,7 @@ import tempfile
 
 import onnx_ir as ir
 
-from qcompiler.ir.walk import op_name
+from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.runtime.session import open_session
 from qcompiler.runtime.settings import SessionSettings
 
@@ -36,7 +36,7 @@ class SeenNode:
 def optimized_graph(
     model: ir.Model | str | os.PathLike[str], settings: SessionSettings
 ) -> tuple[SeenNode, ...]:
-    """The main graph after the runtime's optimizations under ``settings``, in order.
+    """The graph after the runtime's optimizations under ``settings``, bodies last, in order.
 
     Args:
         model: A model, or the path of one.
@@ -60,5 +60,5 @@ def read_optimized(path: pathlib.Path) -> tuple[SeenNode, ...]:
             tuple("" if value is None else value.name or "" for value in node.inputs),
             tuple(value.name or "" for value in node.outputs),
         )
-        for node in ir.load(path).graph
+        for node in all_nodes(ir.load(path))
     )

@@ -27,6 +27,7 @@ __all__ = ["NodeTimes", "Profiler", "read_trace"]
 
 _RUNS = 4  # the first warms up and does not count
 _KERNEL = "_kernel_time"
+_BODIES = frozenset({"If", "Loop", "Scan"})  # their time is that of the nodes inside
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +113,8 @@ def read_trace(path: pathlib.Path) -> NodeTimes | None:
         if event.get("cat") != "Node" or not name.endswith(_KERNEL) or event["ts"] < starts[1]:
             continue
         key = name[: -len(_KERNEL)], event["args"]["op_name"]
+        if key[1] in _BODIES:
+            continue
         run_index = bisect.bisect_right(starts, event["ts"]) - 2
         spent.setdefault(key, [0.0] * runs)[run_index] += event["dur"]
     ops: dict[str, float] = {}

@@ -16,6 +16,7 @@ from qcompiler.ir.edit import import_domain
 from qcompiler.numerics.nbits import plane_mask, planes_of
 
 __all__ = [
+    "COLUMN_STEPS",
     "DOMAIN",
     "LOOK_UP",
     "SCALE_ROWS",
@@ -33,6 +34,10 @@ SCALE_ROWS = "ScaleRows"
 
 # the same with float zero points
 SHIFT_ROWS = "ShiftRows"
+
+# steps of the columns of a weight in int8, [N], and its scales in these steps, [blocks, N] float16,
+# from scales [N, blocks] and zero points [blocks, N]
+COLUMN_STEPS = "ColumnSteps"
 
 _GROUPS = """
     numbers = Cast <to = 6> (codes)
@@ -63,6 +68,22 @@ _BODIES = {
     floats = Cast <to = 1> (distance)
     y = Mul (floats, steps)
 }}""",
+    COLUMN_STEPS: """(scale, zero_point, last) => (steps, ratio) {
+    zero = Cast <to = 1> (zero_point)
+    above = Sub (last, zero)
+    reach = Max (zero, above)
+    by_block = Transpose <perm = [1, 0]> (scale)
+    numbers = Mul (reach, by_block)
+    magnitudes = Abs (numbers)
+    blocks = Constant <value_ints = [0]> ()
+    largest = ReduceMax <keepdims = 0> (magnitudes, blocks)
+    most = Constant <value_float = 127.0> ()
+    even = Div (largest, most)
+    tiny = Constant <value_float = 1e-30> ()
+    steps = Max (even, tiny)
+    relative = Div (by_block, steps)
+    ratio = Cast <to = 10> (relative)
+}""",
 }
 
 

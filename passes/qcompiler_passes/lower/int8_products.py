@@ -1,0 +1,125 @@
+"""Products of int8 weights and rows of uint8, from the weights of ``MatMulNBits``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.ir.edit import Tape
+from qcompiler_passes.apply.weight_functions import COLUMN_STEPS, DOMAIN
+
+__all__ = ["ByteWeight", "Rows", "byte_product", "byte_weight", "quantized_rows"]
+
+_TINY = np.float32(np.finfo(np.float32).tiny)  # of a row of zeros
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ByteWeight:
+    """A weight in int8, one scale per column.
+
+    Attributes:
+        q: ``[K, N]`` int8.
+        scale: ``[N]`` float32.
+        size: Bytes of both.
+    """
+
+    q: ir.Value
+    scale: ir.Value
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """An activation in uint8 around 128, one scale per row.
+
+    Attributes:
+        q: ``[..., M, K]`` uint8.
+        scale: ``[..., M, 1]`` float32.
+    """
+
+    q: ir.Value
+    scale: ir.Value
+
+
+def byte_weight(tape: Tape, product: ir.Node) -> ByteWeight:
+    """Nodes of constants that make int8 of the weight of a ``MatMulNBits``.
+
+    The weight is rounded a second time, in steps of a 127th of the largest number that the codes
+    of a column can say: a sixteenth of the 4-bit step of the group with the largest scale.
+    """
+    data, scale, zero_point = (_at(product, index) for index in (1, 2, 3))
+    assert scale is not None, "a product has scales"
+    k, n, bits, size = (
+        product.attributes[name].as_int() for name in ("K", "N", "bits", "block_size")
+    )
+    blocks = -(-k // size)
+    if zero_point is None:
+        middle = np.array(1 << (bits - 1), np.uint8)
+        zeros = tape.op("Expand", middle, np.array([blocks, n], np.int64))
+    else:
+        zeros = _columns(tape, zero_point, bits, n, blocks, -(-blocks * bits // 8) * 8 // bits)
+    steps, ratio = tape.op(
+        COLUMN_STEPS,
+        tape.op("Reshape", scale, np.array([n, blocks], np.int64)),
+        zeros,
+        np.array((1 << bits) - 1, np.float32),
+        domain=DOMAIN,
+        outputs=2,
+    )
+    codes = _columns(tape, data, bits, n, k, blocks * size)
+    numbers = tape.op("DequantizeLinear", codes, ratio, zeros, axis=0, block_size=size)
+    q = tape.op("QuantizeLinear", numbers, np.array(1, np.float16), np.array(0, np.int8))
+    q.type, q.shape = ir.TensorType(ir.DataType.INT8), ir.Shape([k, n])
+    steps.type, steps.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([n])
+    return ByteWeight(q, steps, k * n + 4 * n)
+
+
+def _columns(
+    tape: Tape, packed: ir.Value | None, bits: int, n: int, length: int, padded: int
+) -> ir.Value:
+    """Codes ``[length, N]``, a byte each, of ``[N, padded]`` packed low bits first.
+
+    The runtime keeps all that it folds until everything is folded: few nodes, and the transposition
+    comes first, while elements are narrow.
+    """
+    rows = tape.op("Reshape", packed, np.array([n, -1, 1], np.int64))
+    rows = tape.op("Transpose", rows, perm=[1, 2, 0])
+    parts = []
+    for start in range(0, 8, bits):
+        part = rows
+        if start:
+            part = tape.op("BitShift", part, np.array(start, np.uint8), direction="RIGHT")
+        if start + bits < 8:
+            part = tape.op("BitwiseAnd", part, np.array((1 << bits) - 1, np.uint8))
+        parts.append(part)
+    codes = parts[0] if len(parts) == 1 else tape.op("Concat", *parts, axis=1)
+    codes = tape.op("Reshape", codes, np.array([-1, n], np.int64))
+    if padded != length:
+        codes = tape.op("Slice", codes, *(np.array([end], np.int64) for end in (0, length)))
+    return codes  # type: ignore[no-any-return]
+
+
+def quantized_rows(tape: Tape, x: ir.Value) -> Rows:
+    """Round each row of ``x`` in steps of a 127th of its largest magnitude."""
+    last = np.array([-1], np.int64)
+    largest = tape.op("ReduceMax", tape.op("Abs", x), last, keepdims=1)
+    steps = tape.op("Div", largest, np.array(127, np.float32))
+    scale = tape.op("Max", steps, np.array(_TINY))
+    rounded = (np.array(1, np.float32), np.array(128, np.uint8))
+    return Rows(tape.op("QuantizeLinear", tape.op("Div", x, scale), *rounded), scale)
+
+
+def byte_product(tape: Tape, x: Rows, weight: ByteWeight, bias: ir.Value | None) -> ir.Value:
+    """``x @ weight + bias``; the kernel would multiply the bias by the scale of the row, too."""
+    y = tape.op(
+        "MatMulIntegerToFloat",
+        *(x.q, weight.q, x.scale, weight.scale, np.array(128, np.uint8)),
+        domain="com.microsoft",
+    )
+    return y if bias is None else tape.op("Add", y, bias)  # type: ignore[no-any-return]
+
+
+def _at(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None

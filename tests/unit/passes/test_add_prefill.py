@@ -1,0 +1,173 @@
+"""add-prefill: prompts take int8 products, single tokens what they took before."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from decoders import decoder, decoder_feed, tokens
+from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code
+from qcompiler.ir.edit import Tape
+from qcompiler.ir.walk import body_graphs
+from qcompiler.numerics.packing import pack_bits
+from qcompiler.runtime.inputs import input_specs
+from qcompiler.runtime.session import open_session, run
+from qcompiler_passes.apply.weight_functions import define_functions
+from qcompiler_passes.lower.add_prefill import PREFILL_SETTINGS
+from qcompiler_passes.lower.int8_products import byte_weight
+
+WEIGHTS = {"bits": 4, "group_size": 16, "symmetric": True}
+
+
+def compiled(name: str, prefill: str | None, **changes: Any) -> Artifact:
+    pytest.importorskip("torch")
+    recipe = {
+        "base": "weight-int4",
+        "weights": WEIGHTS,
+        "verify": {"enabled": False},
+        "prefill": prefill,
+        **changes,
+    }
+    form = recipe.pop("form", None)
+    return qcompile(decoder(name), "cpu-amx", recipe, form=form)
+
+
+def step(artifact: Artifact, ids: np.ndarray, past: Any = None, before: int = 0) -> Any:
+    mask = np.ones((len(ids), before + ids.shape[1]), np.int64)
+    return artifact.run(decoder_feed(ids, mask, past, input_specs(artifact.model)))
+
+
+def operators(graph: ir.Graph) -> collections.Counter[str]:
+    return collections.Counter(node.op_type for node in graph)
+
+
+def branches(model: ir.Model) -> dict[str, collections.Counter[str]]:
+    (choice,) = (node for node in model.graph if node.op_type == "If")
+    return {str(graph.name): operators(graph) for graph in body_graphs(choice)}
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    a, b = x.ravel().astype(np.float64), y.ravel().astype(np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("k", [64, 40])
+def test_int8_weights_are_those_of_few_bits_to_half_a_step(
+    bits: int, symmetric: bool, k: int
+) -> None:
+    rng, n, size = np.random.default_rng(bits), 6, 16
+    blocks = -(-k // size)
+    codes = rng.integers(0, 1 << bits, (n, blocks, size))
+    scale = rng.uniform(-0.1, 0.1, (n, blocks)).astype(np.float32)
+    scale[2] = 0.0
+    zeros = rng.integers(0, 1 << bits, (n, blocks))
+    if symmetric:
+        zeros[:] = 1 << (bits - 1)
+    wanted = ((codes - zeros[..., None]) * scale[..., None]).reshape(n, -1)[:, :k].T
+
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 23, "com.microsoft": 1})
+    model = ir.Model(graph, ir_version=10)
+    tape = Tape(graph, "w")
+    constants = [pack_bits(codes, bits), scale]
+    if not symmetric:
+        constants.append(pack_bits(zeros, bits))
+    values = [tape.op("Identity", array) for array in constants]
+    product = ir.node(
+        "MatMulNBits",
+        [None, *(value.producer().inputs[0] for value in values)],
+        {"K": k, "N": n, "bits": bits, "block_size": size},
+        domain="com.microsoft",
+    )
+    weight = byte_weight(tape, product)
+    graph.extend(tape.nodes)
+    graph.outputs.extend([weight.q, weight.scale])
+    graph.opset_imports["qcompiler"] = 1
+    define_functions(model)
+    q, steps = run(open_session(model, settings=PREFILL_SETTINGS), {}).values()
+
+    assert q.dtype == np.int8
+    assert q.shape == (k, n)
+    assert weight.size == q.nbytes + steps.nbytes
+    # scales relative to the step are float16: 11 bits of numbers up to 127
+    bound = (0.5 + 127 * 2.0**-11) * steps
+    assert (np.abs(q * steps - wanted) <= bound).all()
+    reach = np.maximum(zeros, (1 << bits) - 1 - zeros) * np.abs(scale)
+    np.testing.assert_allclose(steps, np.maximum(reach.max(axis=1) / 127, 1e-30), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen3", "phi3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_prompts_are_near_and_tokens_the_same_bits(name: str, symmetric: bool) -> None:
+    weights = {**WEIGHTS, "symmetric": symmetric}
+    plain, both = (compiled(name, prefill, weights=weights) for prefill in (None, "int8"))
+    ids = tokens(2, 24)
+    want, got = step(plain, ids), step(both, ids)
+    for key, value in want.items():
+        assert cosine(value, got[key]) > 0.998, key
+        assert got[key].shape == value.shape
+    assert not np.array_equal(want["logits"], got["logits"])
+
+    want, again = step(plain, ids[:, :1], got, 24), step(both, ids[:, :1], got, 24)
+    for key, value in want.items():
+        np.testing.assert_array_equal(value, again[key], key)
+
+
+@pytest.mark.parametrize("length", [1, 15])
+def test_short_prompts_stay_what_they_are(length: int) -> None:
+    plain, both = compiled("llama", None), compiled("llama", "int8")
+    ids = tokens(3, length)
+    want, got = step(plain, ids), step(both, ids)
+    for key, value in want.items():
+        np.testing.assert_array_equal(value, got[key], key)
+
+
+def test_each_branch_has_its_own_products() -> None:
+    artifact = compiled("llama", "int8", last_logits=True)
+    found = branches(artifact.model)
+    assert found["decode"]["MatMulNBits"] == found["prefill"]["MatMulIntegerToFloat"] == 10
+    assert found["prefill"]["MatMulNBits"] == found["decode"]["MatMulIntegerToFloat"] == 0
+    # rows are quantized once for gate and up
+    assert found["prefill"]["QuantizeLinear"] == 8
+    assert operators(artifact.model.graph)["MatMulNBits"] == 1, "the head reads one position"
+    assert next(value.name for value in artifact.model.graph.outputs) == "logits"
+
+
+def test_a_head_of_all_positions_is_among_the_layers() -> None:
+    found = branches(compiled("llama", "int8").model)
+    assert found["prefill"]["MatMulIntegerToFloat"] == 11
+
+
+def test_the_memory_is_told() -> None:
+    artifact = compiled("llama", "int8", last_logits=True)
+    (told,) = (item for item in artifact.report.diagnostics if item.code is Code.PREFILL_MEMORY)
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
+    columns = 64 + 2 * 32 + 64 + 2 * 96 + 64
+    assert told.values == {"bytes": 2 * (layer + 4 * columns), "weights": 10}
+
+
+def test_three_bits_in_files_are_unpacked_for_both() -> None:
+    weights = {**WEIGHTS, "bits": 3}
+    plain, both = (compiled("llama", prefill, weights=weights) for prefill in (None, "int8"))
+    ids = tokens(1, 20)
+    assert cosine(step(plain, ids)["logits"], step(both, ids)["logits"]) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": "float"}, "no product of more than one row"),
+        ({"form": "qdq"}, "form qdq"),
+    ],
+)
+def test_what_cannot_have_it_is_told(changes: dict[str, Any], message: str) -> None:
+    artifact = compiled("llama", "int8", **changes)
+    (told,) = (item for item in artifact.report.diagnostics if item.code is Code.NO_PREFILL)
+    assert message in told.message
+    assert "If" not in operators(artifact.model.graph)
