@@ -16,6 +16,7 @@ import pytest
 from qcompiler import Artifact, qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler_models import tiny
+from qcompiler_models.whisper import WhisperDecoder
 
 RECIPE = {"weights": {"bits": 4, "group_size": 16}, "verify": {"guard": False}}
 
@@ -100,6 +101,25 @@ def test_a_damaged_file_is_told(tmp_path: pathlib.Path) -> None:
     with pytest.raises(QcError) as found:
         compile_tiny("gptq", work=tmp_path)
     assert found.value.code is Code.NOT_ARTIFACT
+
+
+@pytest.mark.slow
+def test_data_driven_rounding_beats_rtn_on_whisper() -> None:
+    model, losses = WhisperDecoder(), {}
+    for algorithm in ("rtn", "gptq", "awq"):
+        recipe = {
+            "base": f"w4-{algorithm}",
+            "weights": {"symmetric": False},
+            "embeddings": False,
+            "verify": {"enabled": False},
+        }
+        artifact = qcompile(
+            model.onnx(), target="cpu-vnni", recipe=recipe, calibration=model.calibration(16)
+        )
+        scores = model.score(artifact.run)
+        losses[algorithm] = scores["nll"]
+    assert max(losses["gptq"], losses["awq"]) < losses["rtn"]
+    assert min(losses.values()) < 1.015 * scores["reference_nll"]
 
 
 @pytest.mark.slow
