@@ -86,7 +86,7 @@ def export_checkpoint(
             f"{found}, wanted the folder of the float model",
             "give the transformers folder that the artifact was compiled from",
         )
-    matched = match(artifact, opened.model, family.top["head"], str(source))
+    matched = match(artifact, opened.model, family.top, str(source))
     for layer in matched.layers.values():
         check_layer(layer, format)
     writer = WRITERS[format](matched)

@@ -65,6 +65,14 @@ class KernelWeight:
         zeros = unpack_bits(packed, self._layout.bits, blocks)
         return zeros[:, :: self._layout.blocks_per_scale or blocks].T
 
+    def has_integer_zero_points(self) -> bool:
+        """Whether zero points are integers of the kernel; floats are made up for behind it."""
+        if self.spec.symmetric or self._dequantize is not None:
+            return True
+        value = self.node.inputs[_ZERO_POINT] if len(self.node.inputs) > _ZERO_POINT else None
+        found = constant(value)
+        return found is not None and found.dtype == np.uint8
+
     @property
     def inputs(self) -> int:
         """K."""

@@ -89,19 +89,21 @@ class _Site:
         return 0 if self.view.span is None else self.view.span[1]
 
 
-def match(artifact: Artifact, reference: ir.Model, head: str, source: str) -> Matched:
+def match(artifact: Artifact, reference: ir.Model, top: Mapping[str, str], source: str) -> Matched:
     """Find each layer of the float graph in the artifact.
 
     Args:
         artifact: The artifact.
         reference: The float graph of the checkpoint.
-        head: Module of the head, which formats keep in float.
+        top: Module path by role outside the layers. The head stays as in the checkpoint, and with
+            it the norm in front: the compiler may have moved factors between them.
         source: The user's name for the checkpoint.
 
     Raises:
         QcError: QC714, a part of the artifact has no place in a checkpoint; QC709, the artifact
             was not compiled from this checkpoint.
     """
+    head = top["head"]
     sites = _sites(reference)
     kernels = kernel_nodes(artifact.model.graph)
     widths = {site.node: site.view.shape[1] for site in sites}
@@ -128,7 +130,8 @@ def match(artifact: Artifact, reference: ir.Model, head: str, source: str) -> Ma
         layers[module] = Layer(module, shape, spec, tuple(found))
     if not layers:
         raise not_held(source, "has no layer whose weight alone is rounded", "at least one")
-    changed = _changed(artifact.model.graph, reference, layers, sites, head)
+    untouched = (head, top["norm"])
+    changed = _changed(artifact.model.graph, reference, layers, sites, untouched)
     return Matched(layers, tuple(floats), changed, left)
 
 
@@ -183,6 +186,8 @@ def _kernel_weight(
     together = [name for name in names if name in widths]
     begin = sum(widths[name] for name in together[: together.index(site.node)])
     weight = KernelWeight(node, spec, (begin, begin + widths[site.node]))
+    if not weight.has_integer_zero_points():
+        raise not_held(site.module, "has float zero points", "integers (zero_point = 'int')")
     operator = weight.factor()
     if operator is not None:
         raise not_held(
@@ -210,7 +215,7 @@ def _changed(
     reference: ir.Model,
     layers: Mapping[str, Layer],
     sites: list[_Site],
-    head: str,
+    untouched: tuple[str, ...],
 ) -> dict[str, Callable[[], npt.NDArray[Any]]]:
     """Norms, biases and float weights of the artifact that are not those of the checkpoint."""
     held = constants_by_origin(graph)
@@ -222,7 +227,7 @@ def _changed(
         if node.op_type not in (*_NORMS, "Add", "MatMul"):
             continue
         site = by_node.get(str(node.name))
-        if site is not None and (site.module in layers or site.module == head):
+        if module_of(node) in untouched or (site is not None and site.module in layers):
             continue
         for value in node.inputs:
             view = None if value is None else view_of(value.const_value)

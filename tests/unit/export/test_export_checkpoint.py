@@ -198,6 +198,7 @@ def test_zero_points_ask_for_the_second_format_which_can_say_0(tmp_path: pathlib
         ({"bits": 8}, "awq", "8 bits"),
         ({"format": "nf4", "symmetric": True}, "gptq", "nf4"),
         ({"group_size": 40}, "gptq", "u4g40@0z, wanted groups of 16"),
+        ({"zero_point": "float"}, "gptq", "float zero points"),
         ({"group_size": 48}, "gptq", "64 inputs in groups of 48"),
     ],
 )
@@ -223,6 +224,21 @@ def test_norms_that_were_changed_are_those_of_the_artifact(tmp_path: pathlib.Pat
     read = open_model(tmp_path / "out").model.graph.initializers[name].const_value
     assert read is not None
     np.testing.assert_allclose(read.numpy(), changed, rtol=1e-6)
+
+
+def test_the_norm_in_front_of_a_float_head_stays_that_of_the_checkpoint(
+    tmp_path: pathlib.Path,
+) -> None:
+    artifact = compiled(tmp_path / "float")
+    value = artifact.model.graph.initializers["model.norm.weight"]
+    assert value.const_value is not None
+    own = value.const_value.numpy()
+    value.const_value = ir.tensor(own * np.float32(2), name=value.name)
+    done = export_checkpoint(artifact, tmp_path / "float", tmp_path / "out")
+    assert any(item.where == "lm_head" for item in done.diagnostics)
+    read = open_model(tmp_path / "out").model.graph.initializers["model.norm.weight"].const_value
+    assert read is not None
+    np.testing.assert_array_equal(read.numpy(), own)
 
 
 def test_a_factor_on_the_input_is_refused(tmp_path: pathlib.Path) -> None:
