@@ -396,7 +396,8 @@ class Recipe(_Strict):
         last_logits: A decoder gives the logits of each text's last token only, which is all that a
             loop of generation reads.
         prefill: ``int8`` gives a weight-only language model a second path for prompts, with int8
-            products by row; its weights are made of the others when the model is loaded.
+            products by row; its weights are made of the others when the model is loaded, or stored
+            (``int8-stored``): a larger file, which loads at once and in less memory.
     """
 
     name: str = "custom"
@@ -429,7 +430,7 @@ class Recipe(_Strict):
     keep_float: int | None = pydantic.Field(None, ge=0)
     sensitivity: bool = False
     last_logits: bool = False
-    prefill: Literal["int8"] | None = None
+    prefill: Literal["int8", "int8-stored"] | None = None
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from qcompiler_passes.lower.int8_products import (
     byte_product,
     byte_weight,
     quantized_rows,
+    stored_weight,
 )
 from qcompiler_passes.lower.to_ort import UNPACKING_SETTINGS
 
@@ -47,7 +48,7 @@ class AddPrefill(Pass):
     ``MatMulNBits`` is made for one row: with hundreds it is slower than float. The layers are put
     into an If on the length of ``input_ids``; one branch has them as they were, the other has
     ``MatMulIntegerToFloat`` in place of each ``MatMulNBits``. Its weights are made of those of few
-    bits when the model is loaded, so the file stays as small as it was; memory does not.
+    bits: when the model is loaded, or now, for the file to hold them.
 
     Given::
 
@@ -79,11 +80,13 @@ class AddPrefill(Pass):
         if reason or ids is None:
             return PassResult(False, (Diagnostic(Code.NO_PREFILL, "", reason),))
         import_domain(model, "com.microsoft")
-        told = _branch(graph, ids, products)
+        make = stored_weight if state.recipe.prefill == "int8-stored" else byte_weight
+        weights = _branch(graph, ids, products, make)
         define_functions(model)
-        if state.session.level in ("disable", "basic"):
+        made = any(not weight.stored for weight in weights)
+        if made and state.session.level in ("disable", "basic"):
             state.session = PREFILL_SETTINGS
-        return PassResult(True, (told,))
+        return PassResult(True, (_cost(weights),))
 
 
 def _reason(
@@ -113,7 +116,12 @@ def _is_product(node: ir.Node) -> bool:
     return x.shape is None or len(x.shape) < 2 or x.shape[-2] != 1
 
 
-def _branch(graph: ir.Graph, ids: ir.Value, products: set[ir.Node]) -> Diagnostic:
+def _branch(
+    graph: ir.Graph,
+    ids: ir.Value,
+    products: set[ir.Node],
+    make: Callable[[Tape, ir.Node], ByteWeight],
+) -> list[ByteWeight]:
     layers = _between(graph, products)
     inside = set(layers)
     given = [
@@ -125,7 +133,7 @@ def _branch(graph: ir.Graph, ids: ir.Value, products: set[ir.Node]) -> Diagnosti
     tape = Tape(graph, "prefill")
     length = tape.op("Shape", ids, start=1, end=2)
     is_long = tape.op("GreaterOrEqual", length, np.array([_SHORTEST], np.int64))
-    weights = {node: byte_weight(tape, node) for node in layers if node in products}
+    weights = {node: make(tape, node) for node in layers if node in products}
     prefill = _prefill(graph, layers, weights, given)
     choice = ir.node("If", [is_long], num_outputs=len(given), name=fresh_name(graph, "layers"))
     graph.insert_before(layers[0], [*tape.nodes, choice])
@@ -136,13 +144,22 @@ def _branch(graph: ir.Graph, ids: ir.Value, products: set[ir.Node]) -> Diagnosti
     choice.attributes["then_branch"] = ir.AttrGraph("then_branch", prefill)
     choice.attributes["else_branch"] = ir.AttrGraph("else_branch", decode)
     graph.sort()
-    size = sum(weight.size for weight in weights.values())
+    return list(weights.values())
+
+
+def _cost(weights: Sequence[ByteWeight]) -> Diagnostic:
+    size = sum(weight.size for weight in weights)
+    stored = sum(weight.size for weight in weights if weight.stored)
     return Diagnostic(
         Code.PREFILL_MEMORY,
         "",
         f"prompts of {_SHORTEST} tokens and more take int8 products: their {len(weights)} weights "
-        f"are made when the model is loaded and take {size / 1e6:.1f} MB of memory, none on disk",
-        values={"bytes": size, "weights": len(weights)},
+        f"take {size / 1e6:.1f} MB of memory and {stored / 1e6:.1f} MB of the file",
+        ""
+        if stored
+        else "they are made when the model is loaded, which takes some seven times "
+        "their memory for a moment; prefill = 'int8-stored' files them instead",
+        {"bytes": size, "file_bytes": stored, "weights": len(weights)},
     )
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape
+from qcompiler.numerics.byte_columns import byte_columns, column_steps
 from qcompiler_passes.apply.weight_functions import COLUMN_STEPS, DOMAIN
+from qcompiler_passes.apply.weight_writer import add_lazy
 
-__all__ = ["ByteWeight", "Rows", "byte_product", "byte_weight", "quantized_rows"]
+__all__ = [
+    "ByteWeight",
+    "Rows",
+    "byte_product",
+    "byte_weight",
+    "quantized_rows",
+    "stored_weight",
+]
 
+_PREFIX = "prefill/"
 _TINY = np.float32(np.finfo(np.float32).tiny)  # of a row of zeros
 
 
@@ -23,11 +34,13 @@ class ByteWeight:
         q: ``[K, N]`` int8.
         scale: ``[N]`` float32.
         size: Bytes of both.
+        stored: Whether the file holds them.
     """
 
     q: ir.Value
     scale: ir.Value
     size: int
+    stored: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +86,37 @@ def byte_weight(tape: Tape, product: ir.Node) -> ByteWeight:
     q = tape.op("QuantizeLinear", numbers, np.array(1, np.float16), np.array(0, np.int8))
     q.type, q.shape = ir.TensorType(ir.DataType.INT8), ir.Shape([k, n])
     steps.type, steps.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([n])
-    return ByteWeight(q, steps, k * n + 4 * n)
+    return ByteWeight(q, steps, k * n + 4 * n, stored=False)
+
+
+def stored_weight(tape: Tape, product: ir.Node) -> ByteWeight:
+    """The same as constants, computed when they are written.
+
+    Weights that are themselves made when the model is loaded get :func:`byte_weight`.
+    """
+    values = [_at(product, index) for index in (1, 2, 3)]
+    if any(value is not None and value.const_value is None for value in values):
+        return byte_weight(tape, product)
+    # asked for now: while a model is written, values hold what stands for their tensors
+    tensors = [None if value is None else value.const_value for value in values]
+    k, n, bits = (product.attributes[name].as_int() for name in ("K", "N", "bits"))
+
+    def constants() -> tuple[Any, Any, Any]:
+        arrays: list[Any] = [None if tensor is None else tensor.numpy() for tensor in tensors]
+        data, scale, zero_point = arrays
+        scale = scale.reshape(n, data.shape[1])
+        return data, scale, None if zero_point is None else zero_point.reshape(n, -1)
+
+    name = f"{_PREFIX}{product.name}"
+    q = add_lazy(
+        tape.graph, f"{name}/q", (k, n), ir.DataType.INT8,
+        lambda: byte_columns(*constants(), bits, k),
+    )  # fmt: skip
+    steps = add_lazy(
+        tape.graph, f"{name}/scale", (n,), ir.DataType.FLOAT,
+        lambda: column_steps(*constants()[1:], bits),
+    )  # fmt: skip
+    return ByteWeight(q, steps, k * n + 4 * n, stored=True)
 
 
 def _columns(

@@ -14,6 +14,7 @@ from qcompiler import Artifact, qcompile
 from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import Tape
 from qcompiler.ir.walk import body_graphs
+from qcompiler.numerics.byte_columns import byte_columns, column_steps
 from qcompiler.numerics.packing import pack_bits
 from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.session import open_session, run
@@ -98,8 +99,11 @@ def test_int8_weights_are_those_of_few_bits_to_half_a_step(
     # scales relative to the step are float16: 11 bits of numbers up to 127
     bound = (0.5 + 127 * 2.0**-11) * steps
     assert (np.abs(q * steps - wanted) <= bound).all()
-    reach = np.maximum(zeros, (1 << bits) - 1 - zeros) * np.abs(scale)
-    np.testing.assert_allclose(steps, np.maximum(reach.max(axis=1) / 127, 1e-30), rtol=1e-6)
+    packed = (*constants[1:], None)[:2]
+    np.testing.assert_allclose(steps, column_steps(*packed, bits), rtol=1e-6)
+    stored = byte_columns(constants[0], *packed, bits, k)
+    assert (np.abs(stored * steps - wanted) <= 0.5001 * steps).all()
+    assert (np.abs(q.astype(np.int32) - stored) <= 1).all()
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen3", "phi3", "gemma2", "gpt2"])
@@ -149,7 +153,22 @@ def test_the_memory_is_told() -> None:
     (told,) = (item for item in artifact.report.diagnostics if item.code is Code.PREFILL_MEMORY)
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
     columns = 64 + 2 * 32 + 64 + 2 * 96 + 64
-    assert told.values == {"bytes": 2 * (layer + 4 * columns), "weights": 10}
+    size = 2 * (layer + 4 * columns)
+    assert told.values == {"bytes": size, "file_bytes": 0, "weights": 10}
+
+
+def test_stored_weights_need_no_folding() -> None:
+    made, stored = (compiled("llama", way, last_logits=True) for way in ("int8", "int8-stored"))
+    assert made.settings == PREFILL_SETTINGS
+    assert stored.settings.level == "disable"
+    (told,) = (item for item in stored.report.diagnostics if item.code is Code.PREFILL_MEMORY)
+    held = (value.const_value for value in stored.model.graph.initializers.values())
+    assert told.values["file_bytes"] == told.values["bytes"]
+    assert sum(item.nbytes for item in held if item.dtype is ir.DataType.INT8) > 0
+    ids = tokens(2, 20)
+    want, got = step(made, ids), step(stored, ids)
+    for key, value in want.items():
+        assert cosine(value, got[key]) > 0.999, key
 
 
 def test_three_bits_in_files_are_unpacked_for_both() -> None:
