@@ -128,7 +128,7 @@ def _round(
         return to_codes(weight / scale, spec.codebook)
     if spec.is_float8:
         return to_float8(weight / scale, spec.dtype)
-    piece: Array = weight / scale
+    piece: Array = np.asarray(weight / scale)  # a scalar stays an array that can be written to
     if spec.float_zero:
         piece += zero_point
         return np.clip(np.rint(piece), spec.qmin, spec.qmax)

@@ -15,7 +15,7 @@ from qcompiler.targets.cost import Work
 from qcompiler.targets.probe_conv import ConvShape, conv
 from qcompiler.targets.probe_float8 import float8_layer
 from qcompiler.targets.probe_matmul import matmul, quantize_by_row
-from qcompiler.targets.probe_pointwise import gather, pointwise
+from qcompiler.targets.probe_pointwise import gather, gather_blocks, pointwise
 from qcompiler.targets.probe_tensors import EXACT, MICROSOFT, Array, Build, Probed
 from qcompiler.targets.schema import Kernel, Target
 
@@ -83,6 +83,9 @@ def probed_layer(
     if row.op == "MatMul":
         return matmul(row, target, size, rng, bits, numbers)
     if row.op == "Gather":
+        table = row.inputs[0]
+        if table is not None and table.group_size is not None:
+            return gather_blocks(size, rng, table.group_size)
         return gather(size, rng)
     return pointwise(row, size, rng)
 

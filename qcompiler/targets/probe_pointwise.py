@@ -29,7 +29,7 @@ from qcompiler.targets.probe_tensors import (
 )
 from qcompiler.targets.schema import Kernel
 
-__all__ = ["gather", "pointwise"]
+__all__ = ["gather", "gather_blocks", "pointwise"]
 
 
 def gather(size: tuple[int, ...], rng: np.random.Generator) -> Probed:
@@ -52,6 +52,37 @@ def gather(size: tuple[int, ...], rng: np.random.Generator) -> Probed:
     work = Work(0, count, count * width)
     feeds = {form: {"ids": ids} for form in builds}
     return Probed(work, feeds, builds, w.real[ids], EXACT)
+
+
+def gather_blocks(size: tuple[int, ...], rng: np.random.Generator, group_size: int) -> Probed:
+    """Rows of a table of 8-bit blocks, which the operator dequantizes itself."""
+    count, entries, width = size
+    group = min(group_size, width)
+    codes = rng.integers(0, 256, (entries, width // group, group)).astype(np.uint8)
+    scale = rng.uniform(0.5, 1.0, (*codes.shape[:2], 1)).astype(np.float32)
+    real = ((codes.astype(np.float32) - 128) * scale).reshape(entries, width)
+    ids = rng.integers(0, entries, count).astype(np.int64)
+
+    def by_block(tape: Tape, values: Mapping[str, ir.Value]) -> ir.Value:
+        rows: ir.Value = tape.op(
+            "GatherBlockQuantized",
+            *(codes, values["ids"], scale),
+            domain=MICROSOFT,
+            bits=8,
+            block_size=group,
+            gather_axis=0,
+            quantize_axis=2,
+        )
+        flat: ir.Value = tape.op("Reshape", rows, np.array([count, width], np.int64))
+        return flat
+
+    builds: dict[str, Build] = {
+        "float": lambda t, v: t.op("Gather", real, v["ids"]),
+        "ort": by_block,
+    }
+    work = Work(0, count, count * width)
+    feeds = {form: {"ids": ids} for form in builds}
+    return Probed(work, feeds, builds, real[ids], EXACT)
 
 
 def pointwise(row: Kernel, size: tuple[int, ...], rng: np.random.Generator) -> Probed:

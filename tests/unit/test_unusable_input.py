@@ -271,8 +271,8 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], Code, str]] = {
     "output with a zero byte": ({"output": "a\0b"}, Code.NOT_WRITABLE, "null"),
     "output with a long name": ({"output": "x" * 300}, Code.NOT_WRITABLE, "long"),
     "base of a wrong type": ({"recipe": {"base": ["a"]}}, Code.UNKNOWN_RECIPE, "['a']"),
-    "bits nobody has": ({"recipe": {"rules": [{"bits": 3}]}}, Code.RECIPE_KEY, "2, 4 or 8"),
-    "tiny groups": ({"recipe": {"rules": [{"group_size": 3}]}}, Code.RECIPE_KEY, "16"),
+    "bits nobody has": ({"recipe": {"rules": [{"bits": 9}]}}, Code.RECIPE_KEY, "8"),
+    "no group": ({"recipe": {"rules": [{"group_size": 0}]}}, Code.RECIPE_KEY, "at least 1"),
     "kernel of another operator": (
         {"recipe": {"rules": [{"match": "first", "kernel": "conv-static"}]}, "calibration": FEEDS},
         Code.TARGET_CANNOT,
