@@ -30,6 +30,7 @@ Observed = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
 # Basic folds shape arithmetic, which makes inference complete, and fuses nothing that has a use;
 # weights used once are not worth repacking.
 _PLAIN = SessionSettings("basic", {"session.disable_prepacking": "1"})
+_WEIGHT, _LARGE = 1 << 20, 1 << 30  # bytes of a weight, and of all weights of a large model
 _TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
 _NAMES = {
     "float": ir.DataType.FLOAT,
@@ -58,6 +59,7 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
     """
     found = _constants(model)
     found.update((name, (array.dtype, array.shape)) for name, array in feed.items())
+    model, feed = _weightless(model, feed)
     open_: dict[str, np.dtype[np.generic]] = {}
     for name, dtype, inferred in _infer(model, feed):
         if inferred is None:
@@ -70,6 +72,31 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
         for (name, dtype), tap in zip(open_.items(), taps, strict=True):
             found[name] = (dtype, tuple(int(size) for size in shapes[tap]))
     return found
+
+
+def _weightless(model: ir.Model, feed: Feed) -> tuple[ir.Model, Feed]:
+    """A large model without its weights: they become inputs, fed with zeros.
+
+    No shape hangs on them, and zeros that nobody writes take no memory.
+    """
+    weights = {
+        name: tensor
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+        and tensor.nbytes >= _WEIGHT
+        and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        and not value.is_graph_output()
+    }
+    if sum(tensor.nbytes for tensor in weights.values()) < _LARGE:
+        return model, feed
+    copy, zeros = model.clone(), {}
+    for name, tensor in weights.items():
+        value = copy.graph.initializers.pop(name)
+        value.const_value = None
+        if name not in feed:
+            copy.graph.inputs.append(value)
+        zeros[name] = np.zeros(tensor.shape.numpy(), tensor.dtype.numpy())
+    return copy, {**zeros, **feed}
 
 
 def inferred_shapes(model: ir.Model, feed: Feed) -> Observed:

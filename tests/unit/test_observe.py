@@ -6,6 +6,7 @@ import pytest
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.text import model_text
+from qcompiler.runtime import observe as module
 from qcompiler.runtime.inputs import generate_feed
 from qcompiler.runtime.observe import observe
 from qcompiler.runtime.session import open_session, run
@@ -70,3 +71,18 @@ def test_a_feed_that_does_not_fit_is_an_error_of_the_float_model() -> None:
     with pytest.raises(QcError) as caught:
         observe(build("mlp"), {"x": np.zeros((7, 15), np.float32)})
     assert caught.value.code is Code.FLOAT_MODEL_FAILS
+
+
+@pytest.mark.parametrize("name", ["transformer", "convnet", "control_flow"])
+def test_a_large_model_is_observed_without_its_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, feed = build(name), feeds(name, 1)[0]
+    wanted = observe(model, feed)
+    monkeypatch.setattr(module, "_WEIGHT", 64)
+    monkeypatch.setattr(module, "_LARGE", 1)
+    _, fed = module._weightless(model, feed)
+    assert len(fed) > len(feed)
+    before = model_text(model)
+    assert observe(model, feed) == wanted
+    assert model_text(model) == before
