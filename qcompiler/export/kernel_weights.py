@@ -118,7 +118,7 @@ class KernelWeight:
 def kernel_nodes(graph: ir.Graph) -> dict[str, tuple[ir.Node, tuple[str, ...]]]:
     """Weight-only products by each of the user's nodes that they compute, with all of those."""
     found: dict[str, tuple[ir.Node, tuple[str, ...]]] = {}
-    for node in graph:
+    for node in graph.all_nodes():
         if node.op_type not in ("MatMulNBits", "MatMul"):
             continue
         weight = node.inputs[1].producer() if node.inputs[1] is not None else None
@@ -133,7 +133,9 @@ def kernel_nodes(graph: ir.Graph) -> dict[str, tuple[ir.Node, tuple[str, ...]]]:
 def constants_by_origin(graph: ir.Graph) -> dict[str, list[ir.Value]]:
     """Constant inputs of all nodes that stand for each of the user's nodes."""
     found: dict[str, list[ir.Value]] = {}
-    for node in graph:
+    for node in graph.all_nodes():
+        if node.op_type == "MatMulIntegerToFloat":  # prompts read a copy of other products' weights
+            continue
         values = [v for v in node.inputs if v is not None and v.const_value is not None]
         for name in origins(node):
             found.setdefault(name, []).extend(values)

@@ -10,6 +10,7 @@ import pytest
 
 from decoders import decoder, decoder_feed
 from qcompiler import Artifact, qcompile
+from qcompiler.export import export_checkpoint
 from qcompiler.runtime.inputs import input_specs
 
 pytest.importorskip("transformers")
@@ -68,6 +69,19 @@ def test_the_kernels_of_single_tokens_are_proven_and_the_file_stays_small(
     weights = sum(tensor.nbytes for tensor in constants(both))
     assert weights < sum(tensor.nbytes for tensor in constants(plain)) + 2048
     assert "If" not in both.report.profile["artifact"], "its time is that of the nodes inside"
+
+
+@pytest.mark.parametrize("prefill", ["int8", "int8-stored"])
+def test_checkpoints_are_those_of_the_same_integers(prefill: str, tmp_path: pathlib.Path) -> None:
+    model = decoder("llama-biases")
+    model.save_pretrained(tmp_path / "float")
+    written = []
+    for way in (None, prefill):
+        recipe = {**RECIPE, "prefill": way, "verify": {"enabled": False}}
+        out = tmp_path / f"checkpoint-{way}"
+        export_checkpoint(qcompile(tmp_path / "float", recipe=recipe), tmp_path / "float", out)
+        written.append((out / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
 
 
 def constants(artifact: Artifact) -> list[object]:

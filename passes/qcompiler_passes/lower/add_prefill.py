@@ -36,7 +36,7 @@ PREFILL_SETTINGS = SessionSettings(
 
 # From so many tokens of a text on int8 products are the faster ones; fewer are computed as one is.
 _SHORTEST = 16
-_OPSET = 18  # ReduceMax takes axes as an input
+_OPSET = 21  # DequantizeLinear takes blocks
 _PREFIX = "prefill/"
 _BIAS = 5  # input of MatMulNBits
 
