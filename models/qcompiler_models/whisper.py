@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
@@ -165,6 +165,14 @@ class WhisperDecoder(_Whisper):
         padded = np.pad(tokens, [(0, 0), (0, width)], constant_values=_END)
         return {"input_ids": padded[:, :width], "encoder_hidden_states": _float_states(clips)}
 
+    def nll(self, run: Run) -> float:
+        """Mean negative log-likelihood of the true texts, nats a token; a part of the score."""
+        clips, losses = speech.scored_clips(), []
+        for rows in _batches(clips):
+            chosen = [clips[i] for i in rows]
+            losses.append(_forced(run, chosen, self._states(_features(chosen)))[0])
+        return float(np.concatenate(losses).mean())
+
     def _measure(self, run: Run, limit: int | None) -> _Measures:
         return listen(lambda feed: {"states": self._states(feed)}, run, limit)
 
@@ -193,23 +201,20 @@ def listen(encode: Run, decode: Run, limit: int | None = None) -> dict[str, Any]
         when the true text is fed) and ``states`` (of some clips, a row each).
     """
     clips = speech.scored_clips()[:limit]
-    order = sorted(range(len(clips)), key=lambda i: (len(clips[i].text), i))
     texts = [""] * len(clips)
     best: list[Array] = []
     losses: list[Array] = []
     right: list[Array] = []
     states: list[Array] = []
-    for start in range(0, len(order), _BATCH):
-        rows = order[start : start + _BATCH]
+    for rows in _batches(clips):
         chosen = [clips[i] for i in rows]
         hidden = next(iter(encode(_features(chosen)).values()))
         states += list(hidden[: max(0, _COMPARED - len(states))].reshape(-1, 1500 * _WIDTH))
         tokens, counted = _true_tokens(chosen)
-        logits = _logits(decode, tokens[:, :-1], hidden)[counted[:, 1:]]
-        wanted = tokens[:, 1:][counted[:, 1:]]
-        best.append(logits.argmax(axis=1))
-        right.append(best[-1] == wanted)
-        losses.append(_nll(logits, wanted))
+        lost, likeliest = _forced(decode, chosen, hidden)
+        best.append(likeliest)
+        right.append(best[-1] == tokens[:, 1:][counted[:, 1:]])
+        losses.append(lost)
         for row, text in zip(rows, _transcribe(decode, hidden, tokens, counted), strict=True):
             texts[row] = text
     return {
@@ -220,6 +225,20 @@ def listen(encode: Run, decode: Run, limit: int | None = None) -> dict[str, Any]
         "best": np.concatenate(best),
         "states": np.stack(states),
     }
+
+
+def _batches(clips: Sequence[Clip]) -> Iterator[list[int]]:
+    """Clips with texts of about one length together."""
+    order = sorted(range(len(clips)), key=lambda i: (len(clips[i].text), i))
+    for start in range(0, len(order), _BATCH):
+        yield order[start : start + _BATCH]
+
+
+def _forced(decode: Run, clips: Sequence[Clip], hidden: Array) -> tuple[Array, Array]:
+    """Nats of each token of the true texts, and the most likely token in its place."""
+    tokens, counted = _true_tokens(clips)
+    logits = _logits(decode, tokens[:, :-1], hidden)[counted[:, 1:]]
+    return _nll(logits, tokens[:, 1:][counted[:, 1:]]), logits.argmax(axis=1)
 
 
 def _nll(logits: Array, wanted: Array) -> Array:

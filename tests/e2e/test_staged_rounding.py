@@ -116,10 +116,9 @@ def test_data_driven_rounding_beats_rtn_on_whisper() -> None:
         artifact = qcompile(
             model.onnx(), target="cpu-vnni", recipe=recipe, calibration=model.calibration(16)
         )
-        scores = model.score(artifact.run)
-        losses[algorithm] = scores["nll"]
+        losses[algorithm] = model.nll(artifact.run)
     assert max(losses["gptq"], losses["awq"]) < losses["rtn"]
-    assert min(losses.values()) < 1.015 * scores["reference_nll"]
+    assert min(losses.values()) < 1.015 * model.nll(model.float_run)
 
 
 @pytest.mark.slow
@@ -137,7 +136,8 @@ def test_a_killed_compile_goes_on_to_the_same_bytes(tmp_path: pathlib.Path) -> N
     done = subprocess.run(
         [*command, str(tmp_path / "killed"), "work"], check=True, capture_output=True, text=True
     )
-    assert stop <= int(done.stdout) < 40
+    # query, key and value are found together or not at all
+    assert stop - 2 <= int(done.stdout) < 40
     assert read(tmp_path / "killed") == read(tmp_path / "whole")
 
 

@@ -8,12 +8,14 @@ layer. Measured on Whisper tiny.en: a third of all the damage that 8 bits do to 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.edit import constant
+from qcompiler.targets.conditions import is_constant
 from qcompiler_passes.decide.wishes import Wish
 
 __all__ = ["input_layers"]
@@ -24,10 +26,13 @@ _NORMALIZATIONS = frozenset({"LayerNormalization", "RMSNormalization"})
 def input_layers(graph: ir.Graph, wishes: Mapping[str, Wish]) -> dict[str, Diagnostic]:
     """The convolutions to keep in float, by name, and why.
 
-    Those with a constant weight that read an input of a model with layer or RMS normalizations. A
-    recipe with ``force`` and a rule that asks for low precision have their way.
+    Those with a constant weight that read an input of a transformer: a model with layer or RMS
+    normalizations, and with more linear layers than convolutions (a convolution net may end in a
+    few attentions). A recipe with ``force`` and a rule that asks for low precision have their way.
     """
-    if not any(node.op_type in _NORMALIZATIONS for node in graph):
+    counts = Counter(node.op_type for node in graph if _is_layer(node))
+    normalized = any(node.op_type in _NORMALIZATIONS for node in graph)
+    if not normalized or counts["Conv"] > counts["MatMul"]:
         return {}
     inputs = set(graph.inputs)
     found = {}
@@ -45,3 +50,8 @@ def input_layers(graph: ir.Graph, wishes: Mapping[str, Wish]) -> dict[str, Diagn
             "a rule with scheme = 'static' on it quantizes it all the same",
         )
     return found
+
+
+def _is_layer(node: ir.Node) -> bool:
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    return node.op_type in ("Conv", "MatMul") and weight is not None and is_constant(weight)

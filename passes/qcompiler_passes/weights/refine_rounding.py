@@ -46,15 +46,16 @@ class RefineRounding(Pass):
         assert state.statistics is not None
         if state.recipe.weights.rounding == "nearest":
             return PassResult(modified=False)
-        refined = dict(state.weights)
+        refined: dict[tuple[str, int], QTensor] = {}
         for node in model.graph:
-            start = refined.get((node.name or "", 1))
-            if start is None or node.op_type not in ("Conv", *(("MatMul",) if self.linear else ())):
+            if node.op_type not in ("Conv", *(("MatMul",) if self.linear else ())):
                 continue
-            better = self._refine(node, start, state.statistics)
+            start = state.weights.get((node.name or "", 1))
+            better = None if start is None else self._refine(node, start, state.statistics)
             if better is not None:
                 refined[node.name or "", 1] = better
-        state.weights = refined
+        if refined:  # weights that are read from files stay there
+            state.weights = {**state.weights, **refined}
         return PassResult(modified=False)
 
     def _refine(self, node: ir.Node, start: QTensor, statistics: Statistics) -> QTensor | None:

@@ -12,12 +12,13 @@ from qcompiler.diagnostics import Code
 from qcompiler.plan import Plan, Verdict
 
 EARS = """<ir_version: 10, opset_import: ["": 21]>
-ears (float[1,8,16] x, float[16,8,3] W1, float[16,16,3] W2, float[14] GAIN, float[14,32] W3)
-  => (float[1,16,32] y) {
+ears (float[1,8,16] x, float[16,8,3] W1, float[16,16,3] W2, float[14] GAIN, float[14,32] W3,
+      float[32,32] W4) => (float[1,16,32] y) {
   [first] a = Conv<pads=[0,0]>(x, W1)
   [second] b = Conv<pads=[1,1]>(a, W2)
   [norm] n = NORMALIZED
-  [linear] y = MatMul(n, W3)
+  [linear] h = MatMul(n, W3)
+  [last] y = MatMul(h, W4)
 }
 """
 TRANSFORMER = EARS.replace("NORMALIZED", "LayerNormalization<axis=-1>(b, GAIN)")
@@ -43,6 +44,12 @@ def test_only_the_convolution_at_the_input_stays() -> None:
 def test_a_net_without_normalizations_is_quantized_from_its_input_on() -> None:
     plan = plan_of(EARS.replace("NORMALIZED", "Mul(b, GAIN)"))
     assert plan.nodes["first"].verdict is Verdict.QUANTIZED
+
+
+def test_a_convolution_net_with_an_attention_is_no_transformer() -> None:
+    more = "[third] c = Conv<pads=[1,1]>(b, W2)\n  [norm]"
+    text = TRANSFORMER.replace("[norm]", more).replace("(b, GAIN)", "(c, GAIN)")
+    assert plan_of(text).nodes["first"].verdict is Verdict.QUANTIZED
 
 
 @pytest.mark.parametrize(
