@@ -143,11 +143,11 @@ class StoredWeights(Mapping[Site, QTensor]):
         """Of both kinds.
 
         Args:
-            held: Those in memory.
-            store: Holds the others.
-            keys: Key of each of the others.
+            held: The others; asked when one is wanted, for it may read from a store as well.
+            store: Holds those of ``keys``.
+            keys: Key of each.
         """
-        self._held = {site: tensor for site, tensor in held.items() if site not in keys}
+        self._held = held
         self._store = store
         self._keys = dict(keys)
 
@@ -159,8 +159,8 @@ class StoredWeights(Mapping[Site, QTensor]):
 
     def __iter__(self) -> Iterator[Site]:
         """All sites."""
-        yield from self._held
+        yield from (site for site in self._held if site not in self._keys)
         yield from self._keys
 
     def __len__(self) -> int:
-        return len(self._held) + len(self._keys)
+        return sum(1 for _ in self)

@@ -74,8 +74,11 @@ class LearnByBlock(Pass):
         if blocks:
             walk_blocks(model, blocks, feeds, learner.visit, mask=state.recipe.calibration.mask)
         inside = {node for group in groups for node in group.nodes}
-        held = {**state.weights, **_nearest([n for n in layers if n not in inside], state, learner)}
-        state.weights = StoredWeights(held, learner.store, keys)
+        outside = _nearest([n for n in layers if n not in inside], state, learner)
+        for site, tensor in outside.items():
+            learner.store.put(site, "nearest", tensor)
+        keys.update(dict.fromkeys(outside, "nearest"))
+        state.weights = StoredWeights(state.weights, learner.store, keys)
         return PassResult(modified=False, diagnostics=learner.said)
 
 
