@@ -75,10 +75,11 @@ class LearnByBlock(Pass):
             walk_blocks(model, blocks, feeds, learner.visit, mask=state.recipe.calibration.mask)
         inside = {node for group in groups for node in group.nodes}
         outside = _nearest([n for n in layers if n not in inside], state, learner)
+        aside = WeightStore()
         for site, tensor in outside.items():
-            learner.store.put(site, "nearest", tensor)
-        keys.update(dict.fromkeys(outside, "nearest"))
-        state.weights = StoredWeights(state.weights, learner.store, keys)
+            aside.put(site, "", tensor)
+        held = StoredWeights(state.weights, aside, dict.fromkeys(outside, ""))
+        state.weights = StoredWeights(held, learner.store, keys)
         return PassResult(modified=False, diagnostics=learner.said)
 
 
