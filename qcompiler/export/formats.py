@@ -6,6 +6,7 @@ rules for layers of their own); AWQ: https://github.com/casper-hansen/AutoAWQ.
 
 from __future__ import annotations
 
+import abc
 import collections
 import functools
 import re
@@ -40,7 +41,7 @@ def check_layer(layer: Layer, format: Format) -> None:
             raise not_held(layer.module, f"has {count} {what}", f"a multiple of {step}")
 
 
-class Writer:
+class Writer(abc.ABC):
     """What both formats share: settings that most layers have, scales in float16."""
 
     def __init__(self, matched: Matched) -> None:
@@ -89,21 +90,21 @@ class Writer:
         scales = functools.partial(self.scales, layer)
         yield Entry(f"{layer.module}.scales", half, (groups, n), scales)
 
+    @abc.abstractmethod
     def packed_shape(self, layer: Layer) -> tuple[int, int]:
         """Shape of ``qweight``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def qweight(self, layer: Layer) -> npt.NDArray[np.int32]:
         """The integers."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def qzeros(self, layer: Layer) -> npt.NDArray[np.int32]:
         """The zero points."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """The ``quantization_config``."""
-        raise NotImplementedError
 
 
 class _Gptq(Writer):

@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx_ir as ir
 
-from qcompiler.recipe import DoubleQuantOptions
+from qcompiler.recipe_options import DoubleQuantOptions
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler_passes.decide.wishes import Wish
 

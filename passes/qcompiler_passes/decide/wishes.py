@@ -12,7 +12,8 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.provenance import module_of, origins
 from qcompiler.ir.walk import op_name
-from qcompiler.recipe import DoubleQuantOptions, Recipe, Rule
+from qcompiler.recipe import Recipe, Rule
+from qcompiler.recipe_options import DoubleQuantOptions
 from qcompiler.targets.schema import Scheme
 
 __all__ = ["Wish", "allot", "pin", "wishes_of"]

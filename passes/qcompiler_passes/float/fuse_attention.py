@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import ClassVar
@@ -109,9 +110,9 @@ class _Fusing(Rule):
         self.dims = dims
         self.masks = masks
 
+    @abc.abstractmethod
     def operands(self, m: Match) -> _Operands | str:
         """The inputs, or why they are not usable."""
-        raise NotImplementedError
 
     def where(self, m: Match) -> str | None:
         """Everything must be provable: the turned key, heads, batch, scale and mask."""
