@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.analysis.blocks import Block, repeated_blocks
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.provenance import module_of
 from qcompiler.numerics.qtensor import QTensor
@@ -19,7 +18,7 @@ from qcompiler.plan import Plan
 from qcompiler.stages.cut import Site, groups_of
 from qcompiler_passes.prepare.smoothing_groups import Group, apply_factors, group_of
 from qcompiler_passes.prepare.trial_plan import trial_plan
-from qcompiler_passes.weights.staged import digested_feeds, staged_layers, weight_spec
+from qcompiler_passes.weights.staged import digested_feeds, model_blocks, staged_layers, weight_spec
 
 if TYPE_CHECKING:
     from qcompiler.stages.blocks import BlockVisit
@@ -74,7 +73,7 @@ class LearnFactors(Pass):
                 "pip install torch, or choose awq, hqq, k-quant or rtn",
             ) from error
         learner = _Learner(state, plan, layers)
-        blocks = repeated_blocks(model.graph) or (Block("model", tuple(model.graph)),)
+        blocks = model_blocks(model.graph)
         feeds, _ = digested_feeds(state)
         walk_blocks(model, blocks, feeds, learner.visit, mask=recipe.calibration.mask)
         modified = False

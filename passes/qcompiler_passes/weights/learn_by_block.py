@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.algorithms.data_free import RtnOptions, rtn
-from qcompiler.analysis.blocks import Block, repeated_blocks
+from qcompiler.analysis.blocks import Block
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.numerics.qtensor import QTensor
@@ -19,7 +19,13 @@ from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.recipe import AutoRoundOptions
 from qcompiler.stages.cut import LayerGroup, Site
 from qcompiler.stages.store import StoredWeights, WeightStore
-from qcompiler_passes.weights.staged import digested_feeds, site_keys, staged_layers, weight_spec
+from qcompiler_passes.weights.staged import (
+    digested_feeds,
+    model_blocks,
+    site_keys,
+    staged_layers,
+    weight_spec,
+)
 
 if TYPE_CHECKING:
     from qcompiler.stages.blocks import BlockVisit
@@ -65,8 +71,7 @@ class LearnByBlock(Pass):
                 "pip install torch, or choose gptq, hqq, k-quant or rtn",
             ) from error
         options = state.recipe.autoround
-        found = repeated_blocks(model.graph) or (Block("model", tuple(model.graph)),)
-        blocks = _joined(_with_layers(found, layers), options.nblocks)
+        blocks = _joined(_with_layers(model_blocks(model.graph), layers), options.nblocks)
         groups = _groups(blocks, layers)
         feeds, data = digested_feeds(state)
         keys = site_keys(model, groups, state, data, options)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 import onnx_ir as ir
 import pydantic
 
+from qcompiler.analysis.blocks import Block, repeated_blocks
 from qcompiler.calibration.summary_file import model_digest
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.pipeline.contract import Feed, State
@@ -17,7 +18,7 @@ from qcompiler.plan import Plan, Verdict
 from qcompiler.schemes import QSpec
 from qcompiler.stages.cut import LayerGroup, Site
 
-__all__ = ["digested_feeds", "site_keys", "staged_layers", "weight_spec"]
+__all__ = ["digested_feeds", "model_blocks", "site_keys", "staged_layers", "weight_spec"]
 
 
 def staged_layers(graph: ir.Graph, plan: Plan, algorithms: Collection[str]) -> list[ir.Node]:
@@ -37,6 +38,11 @@ def weight_spec(node: ir.Node, plan: Plan) -> QSpec:
     spec = plan.nodes[node.name or ""].inputs[1]
     assert spec is not None
     return spec
+
+
+def model_blocks(graph: ir.Graph) -> tuple[Block, ...]:
+    """The repeated blocks; all of the model as one where nothing repeats."""
+    return repeated_blocks(graph) or (Block("model", tuple(graph)),)
 
 
 def digested_feeds(state: State) -> tuple[Iterable[Feed], str]:
