@@ -79,7 +79,9 @@ class Recipe(Strict):
         bits_budget: Bits that a weight of the weight-only scheme may take on average, scales and
             zero points included: each layer gets the bits of ``bits_choices`` that do least damage
             to the outputs; None gives all ``weights.bits``.
-        bits_choices: What a layer may get under ``bits_budget``.
+        megabytes_budget: The same as megabytes (10^6 bytes) of all these weights together; only
+            one of the two.
+        bits_choices: What a layer may get under a budget.
         verify: What is proven after the compile.
         quantized: What happens to a model that comes quantized.
         pipeline: Pipeline text instead of the default one.
@@ -116,6 +118,7 @@ class Recipe(Strict):
     awq: AwqOptions = AwqOptions()
     text: TextOptions = TextOptions()
     bits_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
+    megabytes_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
     bits_choices: tuple[Annotated[int, pydantic.Field(ge=1, le=8)], ...] = (2, 4, 8)
     verify: VerifyOptions = VerifyOptions()
     quantized: QuantizedOptions = QuantizedOptions()
@@ -127,6 +130,12 @@ class Recipe(Strict):
     sensitivity: bool = False
     last_logits: bool = False
     prefill: Literal["int8", "int8-stored"] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_one_budget(self) -> Recipe:
+        if self.bits_budget is not None and self.megabytes_budget is not None:
+            raise ValueError("give bits_budget or megabytes_budget, not both")
+        return self
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,9 @@ from qcompiler.analysis.budget import choose_under_budget
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.ir.walk import all_nodes
+from qcompiler.numerics.nbits import stored_bytes
 from qcompiler.pipeline.contract import Fact, Feed, Pass, PassResult, Phase, State
+from qcompiler.recipe import Recipe
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.rows import Rows
@@ -26,12 +28,15 @@ from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
 __all__ = ["AllotBits"]
 
 _SAMPLES = 8  # each costs a forward and a backward pass
-_SCALE_BITS = 32
+_MEGABYTE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class AllotBits(Pass):
-    """Give each weight-only layer bits of its own, where the recipe has a ``bits_budget``.
+    """Give each weight-only layer bits of its own, where the recipe has a budget for all of them.
+
+    That is ``bits_budget``, bits per weight on average, or ``megabytes_budget``, both of what is
+    stored: integers, scales and zero points.
 
     What an option would do to the model's outputs comes from gradients on some of the calibration
     data (:mod:`qcompiler.sensitivity.gradients`), with weights rounded to nearest in the layer's
@@ -50,45 +55,66 @@ class AllotBits(Pass):
             QcError: QC302 an operator has no differentiable form; QC405 the budget is too small, or
                 no layer may choose; QC410 there is no data; QC411 torch is not installed.
         """
-        budget = state.recipe.bits_budget
-        if budget is None or state.plan is not None:
+        key = _budget_key(state.recipe)
+        if key is None or state.plan is not None:
             return PassResult(modified=False)
         layers = {str(layer.node.name): layer for layer in _layers(model, state)}
         if not layers:
             raise QcError(
                 Code.TARGET_CANNOT,
-                "bits_budget",
+                key,
                 "found no layer that is stored in low-bit weights alone",
                 "choose a weight-only recipe, as 'weight-int4'",
             )
+        weights = sum(layer.size for layer in layers.values())
+        # bytes of what the user counts in
+        unit = _MEGABYTE if key == "megabytes_budget" else weights / 8
+        budget = getattr(state.recipe, key)
         costs = {
-            name: {bits: layer.stored_bits(bits) for bits in layer.specs}
+            name: {bits: stored_bytes(spec, layer.shape) for bits, spec in layer.specs.items()}
             for name, layer in layers.items()
         }
-        damages = _damages(model, state, layers)
-        total = sum(layer.size for layer in layers.values())
-        chosen = choose_under_budget(damages, costs, budget * total)
-        if chosen is None:
-            least = sum(min(found.values()) for found in costs.values()) / total
+        least = sum(min(found.values()) for found in costs.values())
+        if least > budget * unit:
+            what = "MB for" if key == "megabytes_budget" else "bits for each of"
             raise QcError(
                 Code.TARGET_CANNOT,
-                "bits_budget",
-                f"found {budget:g} bits per weight, scales and zero points included; the options"
-                f" {', '.join(map(str, state.recipe.bits_choices))} need {least:.3f} at least",
-                "give a larger budget, fewer bits in bits_choices, or a larger group_size",
+                key,
+                f"found {budget:g} {what} {weights} weights, scales and zero points included; the"
+                f" options {', '.join(map(str, state.recipe.bits_choices))} need"
+                f" {_up(least / unit):g} at least",
+                f"give {_up(least / unit):g} or more, fewer bits in bits_choices, or a larger"
+                " group_size",
+                least=least / unit,
             )
+        damages = _damages(model, state, layers, key)
+        chosen = choose_under_budget(damages, costs, budget * unit)
+        assert chosen is not None, "the least fits"
         state.bits = chosen
-        mean = sum(costs[name][bits] for name, bits in chosen.items()) / total
+        taken = sum(costs[name][bits] for name, bits in chosen.items())
+        mean = 8 * taken / weights
         counts = Counter(chosen.values())
         shown = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
         told = Diagnostic(
             Code.BITS_ALLOTTED,
-            "bits_budget",
-            f"{mean:.3f} of {budget:g} bits per weight, scales included: {shown}",
+            key,
+            f"{taken / _MEGABYTE:.3f} MB, {mean:.3f} bits per weight, scales included, within"
+            f" {budget:g}: {shown}",
             "",
-            {"bits": chosen, "mean": mean, "damages": damages},
+            {"bits": chosen, "mean": mean, "bytes": taken, "damages": damages},
         )
         return PassResult(modified=False, diagnostics=(told,))
+
+
+def _budget_key(recipe: Recipe) -> Literal["bits_budget", "megabytes_budget"] | None:
+    if recipe.bits_budget is not None:
+        return "bits_budget"
+    return "megabytes_budget" if recipe.megabytes_budget is not None else None
+
+
+def _up(number: float) -> float:
+    """The next thousandth, which a user may copy."""
+    return math.ceil(number * 1000) / 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +128,6 @@ class _Layer:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-    def stored_bits(self, bits: int) -> float:
-        """Of the integers with their scales and zero points."""
-        spec, (inner, columns) = self.specs[bits], self.shape
-        group = spec.group_size or inner
-        groups = math.ceil(inner / group) * columns
-        return self.size * bits + groups * (_SCALE_BITS + (0 if spec.symmetric else bits))
 
 
 def _layers(model: ir.Model, state: State) -> Iterator[_Layer]:
@@ -141,7 +160,7 @@ def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:
 
 
 def _damages(
-    model: ir.Model, state: State, layers: Mapping[str, _Layer]
+    model: ir.Model, state: State, layers: Mapping[str, _Layer], key: str
 ) -> dict[str, dict[int, float]]:
     open_choices = {name: layer for name, layer in layers.items() if len(layer.specs) > 1}
     damages = {name: dict.fromkeys(layer.specs, 0.0) for name, layer in layers.items()}
@@ -152,7 +171,7 @@ def _damages(
     except ImportError as missing:
         raise QcError(
             Code.USAGE,
-            "bits_budget",
+            key,
             "needs torch, which is not installed",
             "pip install torch, or give bits by rules",
         ) from missing
@@ -171,7 +190,7 @@ def _damages(
     found = weight_damages(
         model.graph,
         [layer.node for layer in open_choices.values()],
-        _samples(state),
+        _samples(state, key),
         options,
         error,
         seed=state.recipe.seed,
@@ -181,11 +200,11 @@ def _damages(
     return damages
 
 
-def _samples(state: State) -> Sequence[Feed]:
+def _samples(state: State, key: str) -> Sequence[Feed]:
     if state.feeds is None or not state.feeds.reiterable:
         raise QcError(
             Code.NEEDS_CALIBRATION,
-            "bits_budget",
+            key,
             "found no data that can be read again, wanted calibration data",
             "give calibration data as a list or a callable, or bits by rules",
         )

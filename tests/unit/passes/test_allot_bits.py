@@ -54,3 +54,42 @@ def test_a_budget_needs_data():
     recipe = {"base": "weight-int4", "weights": WEIGHTS, "bits_budget": 5.0}
     with pytest.raises(QcError, match="QC410"):
         qcompile(tiny.build("mlp"), "cpu-vnni", recipe)
+
+
+def stored(artifact):
+    """Bytes of the integers, scales and zero points of the weight-only products."""
+    found = {}
+    for node in artifact.model.graph:
+        for value in node.inputs[1:4] if node.op_type == "MatMulNBits" else ():
+            if value is not None:
+                found[value.name] = value.const_value.nbytes
+    return sum(found.values())
+
+
+def test_megabytes_are_those_of_the_file():
+    most = stored(compiled(20.0))
+    budget = 0.7 * most / 1e6
+    recipe = {"base": "weight-int4", "weights": WEIGHTS, "megabytes_budget": budget}
+    artifact = qcompile(tiny.build("mlp"), "cpu-vnni", recipe, tiny.feeds("mlp", 4))
+    told = next(d for d in artifact.report.diagnostics if d.code is Code.BITS_ALLOTTED)
+    assert told.values["bytes"] == stored(artifact)
+    assert stored(artifact) <= 0.7 * most
+    # the same in bits per weight is the same choice
+    per_weight = told.values["mean"] * budget * 1e6 / told.values["bytes"]
+    assert bits_of(compiled(per_weight))[0] == told.values["bits"]
+
+
+def test_what_is_refused_can_be_copied():
+    recipe = {"base": "weight-int4", "weights": WEIGHTS, "megabytes_budget": 1e-6}
+    with pytest.raises(QcError, match=r"megabytes_budget.*at least") as refused:
+        qcompile(tiny.build("mlp"), "cpu-vnni", recipe, tiny.feeds("mlp", 4))
+    assert refused.value.code is Code.TARGET_CANNOT
+    enough = float(refused.value.diagnostic.hint.split()[1])
+    recipe["megabytes_budget"] = enough
+    artifact = qcompile(tiny.build("mlp"), "cpu-vnni", recipe, tiny.feeds("mlp", 4))
+    assert stored(artifact) <= enough * 1e6
+
+
+def test_one_budget_only():
+    with pytest.raises(QcError, match="not both"):
+        compiled(5.0, megabytes_budget=1.0)
