@@ -63,6 +63,7 @@ class Rule(Strict):
         symmetric: Whether weight-only groups are symmetric.
         algorithm: How weights of the weight-only scheme are rounded.
         format: What weights of the weight-only scheme are stored as.
+        zero_point: Of asymmetric integers of the weight-only scheme: ``int`` or ``float``.
         reason: Shown in the report.
     """
 
@@ -76,7 +77,14 @@ class Rule(Strict):
     symmetric: bool | None = None
     algorithm: Algorithm | None = None
     format: Format | None = None
+    zero_point: Literal["int", "float"] | None = None
     reason: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _zero_point_fits(self) -> Rule:
+        if self.zero_point == "float" and self.symmetric:
+            raise ValueError("float zero points need symmetric = false")
+        return self
 
 
 class CalibrationOptions(Strict):

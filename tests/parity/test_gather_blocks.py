@@ -86,3 +86,15 @@ def test_a_rule_on_bits_stores_a_table_in_blocks() -> None:
     assert ops == ["GatherBlockQuantized", "Reshape", "Tanh", "MatMul"]
     rows = run_ort(model, {"ids": IDS}, state.session)[1]
     assert np.array_equal(rows, rtn(w, QSpec.parse("u4g16@1")).dequantize()[IDS])
+
+
+def test_a_rule_gives_the_tied_layer_integer_zero_points_among_float_ones() -> None:
+    weights = {"algorithm": "hqq", "group_size": 32, "symmetric": False, "zero_point": "float"}
+    model, _ = compiled(tied_model(table()), weights)
+    assert "GatherBlockQuantized" not in {node.op_type for node in model.graph}
+    rule = {"match": "head", "zero_point": "int", "bits": 8}
+    model, state = compiled(tied_model(table()), weights, [rule])
+    nodes = {node.op_type: node for node in model.graph}
+    assert nodes["GatherBlockQuantized"].inputs[0] is nodes["MatMulNBits"].inputs[1]
+    _, rows = run_ort(model, {"ids": IDS}, state.session)
+    assert np.abs(rows - table()[IDS]).max() <= np.ptp(table()) / 255

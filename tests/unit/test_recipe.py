@@ -51,6 +51,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(data: dict, hint: str) -> N
         {"weights": {"format": "fp3"}},
         {"weights": {"format": "nf4", "bits": 3}},
         {"weights": {"zero_point": "float"}},
+        {"rules": [{"zero_point": "float", "symmetric": True}]},
         {"schemes": ["fp3"]},
         {"seed": "x"},
         {"smoothing": {"alpha": 1.2}},

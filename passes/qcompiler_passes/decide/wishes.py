@@ -147,7 +147,8 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
         rule.algorithm or weights.algorithm,
         rule.format or weights.format,
         weights.double_quant,
-        weights.zero_point == "float" and (rule.algorithm or weights.algorithm) in _OF_WEIGHTS,
+        (rule.zero_point or weights.zero_point) == "float"
+        and (rule.algorithm or weights.algorithm) in _OF_WEIGHTS,
         False,
         rule.kernel or "",
         rule,
