@@ -9,6 +9,7 @@ import pydantic
 __all__ = [
     "ActivationName",
     "Algorithm",
+    "AutoOptions",
     "AutoRoundOptions",
     "AwqOptions",
     "CalibrationOptions",
@@ -106,6 +107,16 @@ class CalibrationOptions(Strict):
     bins: int = pydantic.Field(2048, ge=128)
     max_samples: int | None = pydantic.Field(None, ge=1)
     mask: str | None = None
+
+
+class AutoOptions(Strict):
+    """Which steps for accuracy are taken: those that measurably help.
+
+    Attributes:
+        seconds: What trying them may take, on this machine.
+    """
+
+    seconds: float = pydantic.Field(60.0, gt=0.0, allow_inf_nan=False)
 
 
 class SmoothingOptions(Strict):
@@ -215,12 +226,14 @@ class AwqOptions(Strict):
         duo_scaling: Divide by the mean size of the weights as well as by that of the activations.
         clip: Search clipped ranges of each group by the error of the outputs.
         insert: Insert a Mul where nothing can absorb the scales.
+        rounding: ``nearest``, under the clipped ranges, or ``gptq``, with that table's options.
     """
 
     grid: int = pydantic.Field(20, ge=1)
     duo_scaling: bool = True
     clip: bool = True
     insert: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
 
 
 class AutoRoundOptions(Strict):

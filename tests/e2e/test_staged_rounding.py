@@ -57,6 +57,15 @@ def test_awq_scales_channels_exactly(insert: bool) -> None:
     assert any(node.node.endswith("/scaled") for node in artifact.plan) == insert
 
 
+def test_scaled_weights_may_make_up_for_one_another() -> None:
+    model, feeds = tiny.build("transformer"), tiny.feeds("transformer", 8)
+    recipe = {"base": "w4-awq", **RECIPE, "awq": {"rounding": "gptq"}}
+    both = qcompile(model, target="cpu-vnni", recipe=recipe, calibration=feeds, check=True)
+    codes = {item.code for item in both.report.diagnostics}
+    assert codes >= {Code.SALIENT_SCALED, Code.ROUNDED_IN_STAGES}
+    assert error(both, "transformer") < error(compile_tiny("awq"), "transformer")
+
+
 def test_gptq_is_nearer_to_float_than_rounding_to_nearest() -> None:
     assert error(compile_tiny("gptq"), "transformer") < error(compile_tiny("rtn"), "transformer")
 

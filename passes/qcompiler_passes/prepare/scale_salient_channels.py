@@ -57,7 +57,7 @@ class ScaleSalientChannels(Pass):
         recipe = state.recipe
         if "awq" not in {recipe.weights.algorithm, *(rule.algorithm for rule in recipe.rules)}:
             return PassResult(modified=False)
-        options = AwqOptions(**recipe.awq.model_dump())
+        options = AwqOptions(**recipe.awq.model_dump(exclude={"rounding"}))
         plan = state.plan or trial_plan(model, state)
         layers = groups_of(staged_layers(model.graph, plan, {"awq"}))
         if not layers:

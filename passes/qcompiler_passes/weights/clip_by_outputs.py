@@ -40,7 +40,7 @@ class ClipByOutputs(Pass):
         assert state.plan is not None
         assert state.weights is not None
         layers = staged_layers(model.graph, state.plan, {"awq"})
-        if not layers:
+        if not layers or state.recipe.awq.rounding != "nearest":
             return PassResult(modified=False)
         store = WeightStore()
         keys: dict[Site, str] = {}

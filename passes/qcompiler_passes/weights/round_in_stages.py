@@ -29,7 +29,7 @@ __all__ = ["RoundInStages"]
 
 @dataclasses.dataclass(frozen=True)
 class RoundInStages(Pass):
-    """Round the layers that the plan gives to GPTQ.
+    """Round the layers that the plan gives to GPTQ, and with ``awq.rounding`` those of AWQ.
 
     The graph runs in stages on all of the calibration data, each product once: a layer is rounded
     for the inputs that the rounded layers before it give. Weights go to a store as soon as they
@@ -51,7 +51,8 @@ class RoundInStages(Pass):
         """
         assert state.plan is not None
         assert state.weights is not None
-        layers = staged_layers(model.graph, state.plan, {"gptq"})
+        both = state.recipe.awq.rounding == "gptq"
+        layers = staged_layers(model.graph, state.plan, {"gptq", "awq"} if both else {"gptq"})
         if not layers:
             return PassResult(modified=False)
         groups = groups_of(layers)
