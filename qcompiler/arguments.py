@@ -76,7 +76,12 @@ def resolve_passes(recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def resolve_feeds(
-    calibration: Any, model: ir.Model, recipe: Recipe, source: Any = None
+    calibration: Any,
+    model: ir.Model,
+    recipe: Recipe,
+    source: Any = None,
+    *,
+    quantized: bool = False,
 ) -> tuple[Any, list[Feed], tuple[Diagnostic, ...]]:
     """The checked source of feeds, the few that verification will use, and what is to be said.
 
@@ -85,15 +90,20 @@ def resolve_feeds(
         model: The model inside the compiler.
         recipe: How many samples; how text is cut.
         source: The model as the user gave it: a tokenizer may lie beside it.
+        quantized: Whether the model came quantized: then no weight is rounded.
     """
-    if calibration is None:
-        return None, [], ()
     from qcompiler.calibration.feeds import open_feeds
     from qcompiler.calibration.text import TextModel, is_text, open_text
     from qcompiler.runtime.inputs import input_specs
 
-    specs = input_specs(model)
     said: tuple[Diagnostic, ...] = ()
+    if calibration is None:
+        if quantized or not recipe.stores_by_data:
+            return None, [], ()
+        calibration, said = _own_feeds(model, recipe, source)
+        if calibration is None:
+            return None, [], ()
+    specs = input_specs(model)
     if is_text(calibration, specs):
         from qcompiler.frontends.tokenizer import find_tokenizer, longest_text
 
@@ -104,6 +114,33 @@ def resolve_feeds(
     if feeds.reiterable:
         return feeds, list(itertools.islice(feeds, recipe.verify.feeds)), said
     return feeds, [feeds.first], said
+
+
+def _own_feeds(
+    model: ir.Model, recipe: Recipe, source: Any
+) -> tuple[list[Feed] | None, tuple[Diagnostic, ...]]:
+    """Texts that the model writes itself; None where it is no decoder or the recipe has it off."""
+    from qcompiler.calibration.text import feed_of
+    from qcompiler.frontends.tokenizer import longest_text
+    from qcompiler.runtime.inputs import input_specs
+    from qcompiler.runtime.own_text import find_writer, write_texts
+
+    count, length, seed = recipe.text.own_samples, recipe.text.length, recipe.text.seed
+    writer = find_writer(model) if count else None
+    if writer is None:
+        return None, ()
+    bounds = (writer.longest, longest_text(source))
+    length = min((length, *(bound for bound in bounds if bound is not None)))
+    tokens = write_texts(model, writer, count, length, seed)
+    specs = input_specs(model)
+    told = Diagnostic(
+        Code.OWN_TEXT,
+        "calibration",
+        f"{count} texts of {length} tokens, drawn from the float model with seed {seed}",
+        "give calibration text of the kind that the model will read",
+        {"samples": count, "length": length, "seed": seed},
+    )
+    return [feed_of(row[None], specs) for row in tokens], (told,)
 
 
 def check_threads(threads: int | None) -> None:

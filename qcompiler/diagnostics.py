@@ -170,6 +170,11 @@ class Code(enum.Enum):
         Severity.INFO,
         "Calibration data do not tell how far other data reach; ranges may clip those.",
     )
+    OWN_TEXT = (
+        "QC214",
+        Severity.INFO,
+        "There were no calibration data: the model wrote texts itself.",
+    )
     # --- QC3xx: algorithms -----------------------------------------------------------------
     NOT_FINITE_WEIGHT = ("QC301", Severity.ERROR, "A weight holds NaN or infinity.")
     NOT_LIFTABLE = (

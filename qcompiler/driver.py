@@ -118,7 +118,9 @@ def qcompile(
         keep_last_logits(reference, opened.source)
         file = ""  # what is compared with is no longer what the file holds
     with clock("calibration data"):
-        feeds, samples, said = resolve_feeds(calibration, reference, recipe, model)
+        feeds, samples, said = resolve_feeds(
+            calibration, reference, recipe, model, quantized=opened.quantized
+        )
     sample = samples[0] if samples else opened.example
     state = State(resolved, recipe, wanted, feeds=feeds, sample=sample, plan=given)
     state.work = None if work is None else pathlib.Path(work)

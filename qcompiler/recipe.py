@@ -13,6 +13,7 @@ import pydantic
 
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.recipe_options import (
+    DATA_DRIVEN,
     ActivationName,
     Algorithm,
     AutoRoundOptions,
@@ -142,6 +143,14 @@ class Recipe(Strict):
         """The recipe that ``source`` means.
 
         Args:
+    @property
+    def stores_by_data(self) -> bool:
+        """Whether calibration data decide how weights that are stored in few bits are rounded."""
+        asked = {self.weights.algorithm, *(rule.algorithm for rule in self.rules)}
+        budget = self.bits_budget is not None or self.megabytes_budget is not None
+        weights = Scheme.WEIGHT in self.schemes or any(r.scheme == "weight" for r in self.rules)
+        return weights and (budget or not DATA_DRIVEN.isdisjoint(asked))
+
             source: A :class:`Recipe`, the name of a built-in one, a path to a TOML, YAML or JSON
                 file, a mapping, or None for ``auto``. A mapping or file may say
                 ``base = "static-int8"`` and override some of its keys.

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 __all__ = [
+    "DATA_DRIVEN",
     "ActivationName",
     "Algorithm",
     "AutoOptions",
@@ -31,6 +32,7 @@ SchemeName = Literal["auto", "static", "dynamic", "token", "weight", "float"]
 ActivationName = Literal["auto", "int8", "int16", "fp8-e4m3", "fp8-e5m2"]
 Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq", "teq", "autoround"]
+DATA_DRIVEN = frozenset({"gptq", "awq", "teq", "autoround"})
 Format = Literal["int", "nf4", "fp4", "fp4-bnb"]
 
 
@@ -288,12 +290,15 @@ class TextOptions(Strict):
     Attributes:
         samples: How many.
         length: Tokens of each.
-        seed: Of the choice among more.
+        seed: Of the choice among more, and of texts of the model's own.
+        own_samples: Texts that a decoder writes itself where an algorithm needs data and there are
+            none; 0 is never.
     """
 
     samples: int = pydantic.Field(128, ge=1)
     length: int = pydantic.Field(512, ge=2)
     seed: int = 0
+    own_samples: int = pydantic.Field(16, ge=0)
 
 
 class WeightOptions(Strict):

@@ -82,6 +82,8 @@ REMEDIES: Mapping[Code, str] = {
     "it.",
     Code.UNCOVERED: "Give more, and more varied, samples, in several feeds: other speakers, "
     "subjects, lengths.",
+    Code.OWN_TEXT: "Give calibration text: what the model will read is better than what it writes. "
+    "`text.own_samples = 0` makes missing data an error.",
     # algorithms
     Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import decoders
-from qcompiler import qcompile
+from qcompiler import Artifact, qcompile
 from qcompiler.diagnostics import Code, QcError
 
 TEXT = "the keeper of the lamp, the lamp of the keeper " * 40
@@ -34,6 +34,24 @@ def compile_text(folder: pathlib.Path, source: object, **text: int) -> list[Code
     assert said[0].values["layers"] >= 14
     assert said[0].values["feeds"] == min(8, text.get("samples", 8))
     return [item.code for item in artifact.report.diagnostics]
+
+
+def test_without_data_the_model_writes_texts(folder: pathlib.Path) -> None:
+    recipe = {**RECIPE, "text": {"length": 100, "own_samples": 6, "seed": 3}}
+
+    def compiled() -> Artifact:
+        return qcompile(folder, target="cpu-vnni", recipe=recipe)
+
+    first, second = compiled(), compiled()
+    told = next(x for x in first.report.diagnostics if x.code is Code.OWN_TEXT)
+    assert told.values == {"samples": 6, "length": 64, "seed": 3}  # the model takes no more
+    stages = next(x for x in first.report.diagnostics if x.code is Code.ROUNDED_IN_STAGES)
+    assert stages.values["feeds"] == 6
+    assert first.manifest["calibration"] == second.manifest["calibration"]
+    recipe["text"]["own_samples"] = 0  # type: ignore[index]
+    with pytest.raises(QcError) as found:
+        compiled()
+    assert found.value.code is Code.NEEDS_CALIBRATION
 
 
 def test_strings_files_and_tokens_are_taken(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
