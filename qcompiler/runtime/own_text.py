@@ -136,7 +136,8 @@ def _draw(logits: npt.NDArray[np.floating], random: np.random.Generator) -> npt.
     sums = shares.cumsum(axis=-1)
     marks = random.random(len(sums))[:, None] * sums[:, -1:]
     places = (sums <= marks).sum(axis=-1)
-    return np.minimum(places, logits.shape[-1] - 1).astype(np.int64)
+    chosen: npt.NDArray[np.int64] = np.minimum(places, logits.shape[-1] - 1)
+    return chosen
 
 
 def _check_memory(model: ir.Model) -> None:
