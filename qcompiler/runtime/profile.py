@@ -11,6 +11,7 @@ import bisect
 import dataclasses
 import json
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,12 @@ class Profiler:
 
     Attributes:
         session: The session.
+        seconds: Of each run.
     """
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
-        self._runs = 0
+        self.seconds: list[float] = []
         self._last: Feed | None = None
         self._times: NodeTimes | None = None
         self._done = False
@@ -66,10 +68,11 @@ class Profiler:
         self, feed: Feed, *, code: Code = Code.FLOAT_MODEL_FAILS
     ) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name, as :func:`qcompiler.runtime.session.run`."""
+        started = time.perf_counter()
         outputs = run(self.session, feed, code=code)
-        self._runs += 1
+        self.seconds.append(time.perf_counter() - started)
         self._last = feed
-        if self._runs == _RUNS:
+        if len(self.seconds) == _RUNS:
             self._end()
         return outputs
 
@@ -78,7 +81,7 @@ class Profiler:
 
         Ends the profiler if it still runs; after a single run it runs once more.
         """
-        if not self._done and self._runs == 1 and self._last is not None:
+        if not self._done and len(self.seconds) == 1 and self._last is not None:
             run(self.session, self._last)
         self._end()
         return self._times

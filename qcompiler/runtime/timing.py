@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qcompiler.pipeline.contract import Feed
@@ -13,7 +14,7 @@ from qcompiler.runtime.session import run
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["LatencyComparison", "compare_latency"]
+__all__ = ["LatencyComparison", "clear_round", "compare_latency"]
 
 _LEAST_RUNS = 3
 _MOST_RUNS = 200
@@ -23,6 +24,7 @@ _CLEAR_RUNS = 2
 _CLEAR_SECONDS = 0.1
 _CLEAR_RATIO = 1.25
 _CLEAR_SPREAD = 1.1
+_LEAST_PROFILED = 0.02  # seconds; the profiler's share of a shorter run is not small
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,11 +95,28 @@ def compare_latency(
     )
 
 
-def _ratios(times_a: list[float], times_b: list[float]) -> list[float]:
+def clear_round(a: Sequence[float], b: Sequence[float]) -> int | None:
+    """The median round of runs made anyway, when they say beyond doubt that ``b`` is faster.
+
+    Args:
+        a: Seconds of the first session's runs, one for each feed.
+        b: Of the second's, on the same feeds.
+
+    Returns:
+        Index of the round whose ratio is the median; None when the rounds are too few, too short
+        to be timed under the profiler, differ by more than 10 %, or show less than a quarter.
+    """
+    if min(a, default=0.0) < _LEAST_PROFILED or not _is_clear(a, b):
+        return None
+    ratios = _ratios(a, b)
+    return ratios.index(statistics.median_high(ratios))
+
+
+def _ratios(times_a: Sequence[float], times_b: Sequence[float]) -> list[float]:
     return [x / y for x, y in zip(times_a, times_b, strict=True)]
 
 
-def _is_clear(times_a: list[float], times_b: list[float]) -> bool:
+def _is_clear(times_a: Sequence[float], times_b: Sequence[float]) -> bool:
     ratios = _ratios(times_a, times_b)
     if len(ratios) < _CLEAR_RUNS:
         return False

@@ -9,7 +9,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.runtime.kernels import optimized_graph
 from qcompiler.runtime.session import open_session
 from qcompiler.runtime.settings import SessionSettings
-from qcompiler.runtime.timing import compare_latency
+from qcompiler.runtime.timing import clear_round, compare_latency
 
 
 def model(text: str) -> ir.Model:
@@ -84,3 +84,21 @@ def test_a_feed_that_does_not_fit_is_told() -> None:
     session = open_session(model("y = Erf(x)"), threads=1)
     with pytest.raises(QcError):
         compare_latency(session, session, {"x": np.ones((1, 3), np.float32)}, 0.01)
+
+
+def test_the_median_of_clear_rounds_is_chosen() -> None:
+    assert clear_round([0.9, 0.3, 0.6], [0.30, 0.103, 0.19]) == 0  # ratios 3.0, 2.91, 3.16
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([], []),
+        ([0.9], [0.3]),  # one round may be chance
+        ([0.9, 0.9], [0.8, 0.8]),  # not a quarter faster
+        ([0.9, 0.9], [0.3, 0.45]),  # the rounds disagree
+        ([0.009, 0.009], [0.003, 0.003]),  # too short for the profiler
+    ],
+)
+def test_rounds_that_leave_doubt_choose_nothing(a: list[float], b: list[float]) -> None:
+    assert clear_round(a, b) is None
