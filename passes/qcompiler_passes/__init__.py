@@ -29,6 +29,7 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.add_prefill import AddPrefill
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.pack_qkv import PackQkv
+from qcompiler_passes.lower.share_transposed import ShareTransposed
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.prepare.equalize_gates import EqualizeGates
@@ -95,4 +96,5 @@ PASSES: tuple[type[Pass], ...] = (
     PackQkv,
     AddPrefill,
     FinishQdq,
+    ShareTransposed,
 )

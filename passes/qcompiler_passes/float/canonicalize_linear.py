@@ -12,8 +12,11 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.edit import Tape, add_initializer, constant, remove_dead, replace
+from qcompiler.ir.lazy import Stored, View, lazy_tensor, view_of
 from qcompiler.ir.provenance import module_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
+from qcompiler.recipe import Recipe
+from qcompiler.targets.schema import Scheme
 
 __all__ = ["CanonicalizeLinear"]
 
@@ -31,7 +34,9 @@ class CanonicalizeLinear(Pass):
     - A weight ``[1, in, out]`` and a bias ``[1, 1, out]`` lose their leading ones where the other
       operand has the rank.
     - A weight above ``small_bytes`` that another kind of node reads as it is (an embedding table
-      tied to the output layer) is not copied: the node stays, with QC117.
+      tied to the output layer) is not copied: the node stays, with QC117. Where the recipe has the
+      weight-only scheme and the others are Gathers of rows, a view takes the place of a copy: both
+      may get one quantized table, and what stays in float is told apart by ``share-transposed``.
 
     Given:  ``%y = Gemm(%x, %w, %b) transB=1`` with ``%w: float[out, in]``
     Result: ``%m = MatMul(%x, %w.T);  %y = Add(%m, %b)``
@@ -49,7 +54,7 @@ class CanonicalizeLinear(Pass):
         """The main graph only: linear layers inside bodies stay in float anyway."""
         modified = False
         while True:
-            work = _Work(model.graph, self.small_bytes)
+            work = _Work(model.graph, self.small_bytes, _wants_weights(state.recipe))
             for node in list(model.graph):
                 if node.domain == "" and node.op_type in _STEPS and node.graph is not None:
                     _STEPS[node.op_type](work, node)
@@ -62,9 +67,10 @@ class CanonicalizeLinear(Pass):
 class _Work:
     """One run: transposed constants made so far, and what there is to tell."""
 
-    def __init__(self, graph: ir.Graph, small_bytes: int) -> None:
+    def __init__(self, graph: ir.Graph, small_bytes: int, views: bool) -> None:
         self.graph = graph
         self.small_bytes = small_bytes
+        self.views = views
         self.modified = False
         self.diagnostics: list[Diagnostic] = []
         self._made: dict[Hashable, ir.Value] = {}
@@ -74,6 +80,8 @@ class _Work:
         if not transposed and alpha == 1.0:
             return value
         key = (value, transposed, alpha)
+        if key not in self._made and self.would_copy(value):
+            self._made[key] = _transposed_view(self.graph, value)
         if key not in self._made:
             array = constant(value)
             assert array is not None, "asked for constants only"
@@ -93,6 +101,15 @@ class _Work:
             _wants_transposed(user, index) for user, index in value.uses()
         )
 
+    def may_view(self, value: ir.Value, transposed: bool, alpha: float) -> bool:
+        """Whether a transposed view can stand for a copy: the rest gathers rows of a table."""
+        if not self.views or not transposed or alpha != 1.0 or value.is_graph_output():
+            return False
+        return value.dtype is ir.DataType.FLOAT and all(
+            _wants_transposed(user, index) or (_gathers_rows(user) and index == 0)
+            for user, index in value.uses()
+        )
+
     def keep(self, node: ir.Node, weight: ir.Value) -> None:
         """Tell that a node stays as it is for the sake of a shared weight."""
         others = sorted({user.name or "" for user, _ in weight.uses() if user is not node})
@@ -109,6 +126,29 @@ class _Work:
                 {"weight": weight.name, "bytes": size},
             )
         )
+
+
+def _wants_weights(recipe: Recipe) -> bool:
+    """Whether some node may have its weight alone quantized."""
+    rules = {rule.scheme for rule in recipe.rules}
+    return Scheme.WEIGHT in recipe.schemes or Scheme.WEIGHT.value in rules
+
+
+def _gathers_rows(node: ir.Node) -> bool:
+    axis = node.attributes.get("axis")
+    return node.op_type == "Gather" and (axis is None or axis.as_int() == 0)
+
+
+def _transposed_view(graph: ir.Graph, table: ir.Value) -> ir.Value:
+    """A constant that is a table transposed, and holds no numbers of its own."""
+    tensor, name = table.const_value, table.name or ""
+    assert tensor is not None, "asked for constants only"
+    view = view_of(tensor)
+    if view is None:
+        view = View(Stored(name, tuple(tensor.shape.numpy()), tensor.numpy))
+        table.const_value = lazy_tensor(view, name)
+    other = dataclasses.replace(view, transposed=not view.transposed)
+    return add_initializer(graph, f"{name}/transposed", lazy_tensor(other, f"{name}/transposed"))
 
 
 def _scaled(array: Array, factor: float) -> Array:
@@ -145,7 +185,8 @@ def _gemm(work: _Work, node: ir.Node) -> None:
     values = constant(bias)
     if bias is not None and values is None and beta not in (0.0, 1.0):
         return
-    if (transposed or alpha != 1.0) and work.would_copy(weight):
+    other = transposed or alpha != 1.0
+    if other and work.would_copy(weight) and not work.may_view(weight, transposed, alpha):
         work.keep(node, weight)
         return
     out = array.shape[0 if transposed else 1]
@@ -194,7 +235,7 @@ def _untranspose(work: _Work, node: ir.Node, transpose: ir.Node) -> None:
         return
     if perm is not None and list(perm.as_ints()) != [1, 0]:
         return
-    if work.would_copy(weight):
+    if work.would_copy(weight) and not work.may_view(weight, transposed=True, alpha=1.0):
         work.keep(node, weight)
         return
     tape = Tape(work.graph, node.name or "MatMul")

@@ -1,0 +1,74 @@
+"""ONNX files whose output layer multiplies by the embedding table transposed."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompiler import Artifact, qcompile
+from qcompiler.ir.walk import op_name
+
+ROWS, WIDTH = 4096, 64  # 1 MiB
+TABLE = np.random.default_rng(5).standard_normal((ROWS, WIDTH)).astype(np.float32)
+IDS = {"ids": np.array([[1, 7, 4095, 0, 7]], np.int64)}
+USES = {
+    "matmul": "w = Transpose <perm = [1, 0]> (t) y = MatMul(h, w)",
+    "gemm": "z = Constant <value_ints = [0]> () f = Squeeze(h, z) y = Gemm <transB = 1> (f, t)",
+}
+
+
+def compiled(tmp_path: pathlib.Path, use: str, **recipe: object) -> Artifact:
+    shape = f"1,S,{ROWS}" if use == "matmul" else f"S,{ROWS}"
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (int64[1,S] ids) => (float[{shape}] y) <float[{ROWS},{WIDTH}] t = {{0}}>
+        {{ e = Gather(t, ids) h = Tanh(e) {USES[use]} }}"""
+    )
+    model.graph.initializers["t"].const_value = ir.tensor(TABLE, name="t")
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    path = tmp_path / "tied.onnx"
+    ir.save(model, path)
+    recipe = {"base": "w4-rtn", "weights": {"group_size": 32}, **recipe}
+    recipe["verify"] = {"guard": False}
+    return qcompile(path, "cpu-amx", recipe, example_inputs=IDS, output=tmp_path / "out")
+
+
+def size(tmp_path: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in (tmp_path / "out").glob("model.onnx*"))
+
+
+@pytest.mark.parametrize("use", list(USES))
+def test_one_table_of_few_bits_serves_both(tmp_path: pathlib.Path, use: str) -> None:
+    artifact = compiled(tmp_path, use, weights={"bits": 8, "group_size": 32})
+    nodes = list(artifact.model.graph)
+    gather = next(node for node in nodes if node.op_type == "GatherBlockQuantized")
+    product = next(node for node in nodes if node.op_type == "MatMulNBits")
+    assert product.inputs[1] is gather.inputs[0]
+    assert size(tmp_path) < TABLE.nbytes / 4 * 1.25
+    wanted = np.tanh(TABLE[IDS["ids"]]) @ TABLE.T
+    found = artifact.run(IDS)["y"]
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_what_stays_in_float_is_stored_once(tmp_path: pathlib.Path) -> None:
+    rules = [{"match": name, "scheme": "float"} for name in ("y", "e")]
+    artifact = compiled(tmp_path, "matmul", rules=rules)
+    assert sorted(map(op_name, artifact.model.graph)) == ["Gather", "MatMul", "Tanh", "Transpose"]
+    assert size(tmp_path) < TABLE.nbytes * 1.05
+    assert np.array_equal(onnx.numpy_helper.to_array(_table(tmp_path)), TABLE)
+    wanted = np.tanh(TABLE[IDS["ids"]]) @ TABLE.T
+    assert np.allclose(artifact.run(IDS)["y"], wanted, atol=1e-4)
+
+
+def _table(tmp_path: pathlib.Path) -> onnx.TensorProto:
+    (table,) = (
+        item
+        for item in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
+        if item.dims == [ROWS, WIDTH]
+    )
+    return table
