@@ -98,7 +98,8 @@ def resolve_feeds(
 
     said: tuple[Diagnostic, ...] = ()
     if calibration is None:
-        if quantized or not recipe.stores_by_data:
+        weights = recipe.rounds_by_data and not quantized
+        if not weights and recipe.kv_cache is None:
             return None, [], ()
         calibration, said = _own_feeds(model, recipe, source)
         if calibration is None:

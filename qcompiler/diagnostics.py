@@ -284,6 +284,7 @@ class Code(enum.Enum):
         "QC602",
         Severity.WARNING,
         "A QuantizeLinear or DequantizeLinear runs around a float operator.",
+    INT8_CACHE = ("QC506", Severity.INFO, "Keys and values of earlier tokens are kept in 8 bits.")
     )
     WRONG_RESULT = (
         "QC603",

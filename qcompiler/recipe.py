@@ -101,6 +101,8 @@ class Recipe(Strict):
 
     name: str = "custom"
     schemes: tuple[Scheme, ...] = (Scheme.STATIC, Scheme.TOKEN, Scheme.DYNAMIC)
+        kv_cache: Store keys and values of earlier tokens in 8 bits, with a calibrated scale for
+            each channel of each head or for all keys, and all values, of a layer; None is float.
     rules: tuple[Rule, ...] = ()
     activations: ActivationName = "auto"
     force: bool = False
@@ -137,6 +139,8 @@ class Recipe(Strict):
         if self.bits_budget is not None and self.megabytes_budget is not None:
             raise ValueError("give bits_budget or megabytes_budget, not both")
         return self
+    kv_cache: Literal["int8-channel", "int8-tensor"] | None = None
+
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:
@@ -144,7 +148,7 @@ class Recipe(Strict):
 
         Args:
     @property
-    def stores_by_data(self) -> bool:
+    def rounds_by_data(self) -> bool:
         """Whether calibration data decide how weights that are stored in few bits are rounded."""
         asked = {self.weights.algorithm, *(rule.algorithm for rule in self.rules)}
         budget = self.bits_budget is not None or self.megabytes_budget is not None

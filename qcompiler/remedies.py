@@ -131,6 +131,8 @@ REMEDIES: Mapping[Code, str] = {
     "in MatMulNBits, and form `ort`.",
     Code.PREFILL_MEMORY: "Nothing; leave `prefill` out if memory is short.",
     # verification
+    Code.INT8_CACHE: "Nothing. Leave `kv_cache` out for a float cache; `int8-channel` is nearer "
+    "to it than `int8-tensor`.",
     Code.KERNEL_NOT_SEEN: "The node runs in another form than planned, so it may be slow. Use the "
     "form and the version of the runtime that the target was probed with. " + _REPORT,
     Code.LEFTOVER_QDQ: "The conversion costs time; form `ort` has none.",

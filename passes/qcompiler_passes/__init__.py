@@ -29,9 +29,11 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.add_prefill import AddPrefill
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.pack_qkv import PackQkv
+from qcompiler_passes.lower.quantize_cache import QuantizeCache
 from qcompiler_passes.lower.share_transposed import ShareTransposed
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
+from qcompiler_passes.measure.measure_cache import MeasureCache
 from qcompiler_passes.prepare.equalize_gates import EqualizeGates
 from qcompiler_passes.prepare.equalize_layers import EqualizeLayers
 from qcompiler_passes.prepare.learn_factors import LearnFactors
@@ -78,6 +80,7 @@ PASSES: tuple[type[Pass], ...] = (
     PlacePrecision,
     # measure
     Calibrate,
+    MeasureCache,
     # weights
     QuantizeWeights,
     ClipByOutputs,
@@ -94,6 +97,7 @@ PASSES: tuple[type[Pass], ...] = (
     # lower
     ToOrt,
     PackQkv,
+    QuantizeCache,
     AddPrefill,
     FinishQdq,
     ShareTransposed,

@@ -90,6 +90,8 @@ class State:
         bits: Weight bits by node name, where a budget chose them.
         moments: ``X^T X`` of an activation within each group of the weights that read it, by value
             name, ``[groups, g, g]``.
+        cache_scales: Scales of keys and values that attention keeps in int8, by name of the output:
+            ``[1]``, or ``[1, kv heads, 1, head width]``.
         work: Folder for what a compile that is cut off would lose; None keeps nothing.
         pinned: Planned nodes that must stay in float whatever rules and costs say, and why.
     """
@@ -111,6 +113,7 @@ class State:
     progress: Callable[[str], None] | None = None
     bits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     moments: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    cache_scales: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     work: pathlib.Path | None = None
     pinned: Mapping[str, Diagnostic] = dataclasses.field(default_factory=dict)
 

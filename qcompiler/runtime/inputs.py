@@ -56,7 +56,8 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[InputSpec]) -> Feed:
     """The feed as arrays of exactly the wanted types.
 
     A narrower type of the same kind is widened (int32 to int64, float16 to float32), since that
-    loses nothing; everything else is refused. CPU tensors of torch are taken as arrays.
+    loses nothing, and so is what is empty (a past of no token); everything else is refused. CPU
+    tensors of torch are taken as arrays.
 
     Raises:
         QcError: QC202 names, QC203 shapes (equal names of dimensions included), QC204 types.
@@ -148,7 +149,8 @@ def _typed(array: npt.NDArray[Any], spec: InputSpec) -> npt.NDArray[Any]:
     if spec.dtype == object and array.dtype.kind in "US":
         return array.astype(object)
     same_kind = array.dtype.kind == spec.dtype.kind and array.dtype.kind in "iuf"
-    if same_kind and np.can_cast(array.dtype, spec.dtype, "safe"):
+    lossless = same_kind and np.can_cast(array.dtype, spec.dtype, "safe")
+    if lossless or (not array.size and array.dtype.kind in "iuf" and spec.dtype.kind in "iuf"):
         return array.astype(spec.dtype)
     raise QcError(
         Code.FEED_DTYPE,

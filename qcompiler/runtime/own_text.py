@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.runtime.kv_cache import COSINES, attention_caches
 from qcompiler.runtime.session import open_session, runtime_errors, runtime_message
 
 if TYPE_CHECKING:
@@ -46,21 +47,13 @@ def find_writer(model: ir.Model) -> Writer | None:
     """What writing takes, if the model's whole cache goes through ``GroupQueryAttention``."""
     logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
     vocabulary = None if logits is None or logits.shape is None else logits.shape[-1]
-    caches: dict[str, tuple[str, int, int]] = {}
-    rows: list[int] = []
-    for node in model.graph:
-        if node.op_type != "GroupQueryAttention":
-            continue
-        for past, present in zip(node.inputs[3:5], node.outputs[1:3], strict=True):
-            if past is None or past.shape is None or past.dtype is not ir.DataType.FLOAT:
-                return None
-            _, heads, _, width = past.shape
-            if not isinstance(heads, int) or not isinstance(width, int):
-                return None
-            caches[past.name or ""] = (present.name or "", heads, width)
-        table = node.inputs[7] if len(node.inputs) > 7 else None  # cosines by position
-        if table is not None and table.shape is not None and isinstance(table.shape[0], int):
-            rows.append(table.shape[0])
+    found = attention_caches(model.graph)
+    if any(cache.past.dtype is not ir.DataType.FLOAT for cache in found):
+        return None
+    caches = {str(x.past.name): (str(x.present.name), x.heads, x.width) for x in found}
+    tables = (item.node.inputs[COSINES] for item in found if len(item.node.inputs) > COSINES)
+    shapes = [table.shape for table in tables if table is not None and table.shape is not None]
+    rows = [shape[0] for shape in shapes if isinstance(shape[0], int)]
     names = {value.name for value in model.graph.inputs}
     known = {"input_ids", "attention_mask", *caches}
     if not caches or names != known or not isinstance(vocabulary, int):

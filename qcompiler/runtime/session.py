@@ -151,7 +151,7 @@ def run(
     """
     names = [o.name for o in session.get_outputs()] if outputs is None else list(outputs)
     try:
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+        return dict(zip(names, session.run(names, _fitting(session, feed)), strict=True))
     except runtime_errors() as error:
         shapes = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in feed.items())
         raise QcError(
@@ -160,6 +160,16 @@ def run(
             f"the runtime fails on a feed of {shapes}: {runtime_message(error)}",
             "check that the feed suits the model; dimensions named alike must be equal",
         ) from error
+
+
+def _fitting(session: ort.InferenceSession, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+    """The feed; an empty past of another type than the session's int8 cache is taken as such."""
+    if all(x.size for x in feed.values()):
+        return dict(feed)
+    stored = {item.name for item in session.get_inputs() if item.type == "tensor(int8)"}
+    return {
+        name: x.astype(np.int8) if name in stored and not x.size else x for name, x in feed.items()
+    }
 
 
 @functools.cache

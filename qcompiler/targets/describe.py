@@ -64,6 +64,10 @@ def describe(target: Target) -> str:
         rows = [(row.op, role, ", ".join(row.conditions) or "-", row.source) for role, row in moved]
         parts += ["", "## Moves low-precision data", ""]
         parts += _table(("operator", "role", "conditions", "source"), rows)
+    if target.caches:
+        parts += ["", "## Keeps keys and values", ""]
+        cells = [(f"`{row.id}`", f"`{row.op}`", row.since, row.source) for row in target.caches]
+        parts += _table(("`kv_cache`", "operator", "since", "source"), cells)
     if target.traps:
         parts += ["", "## Traps", ""]
         parts += _table(

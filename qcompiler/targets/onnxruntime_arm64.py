@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qcompiler.schemes import QSpec
 from qcompiler.targets.costs import cpu_arm64
-from qcompiler.targets.onnxruntime_cpu import CARRIES, DYNAMIC_KERNELS, FIXED, OPTIONS
+from qcompiler.targets.onnxruntime_cpu import CACHES, CARRIES, DYNAMIC_KERNELS, FIXED, OPTIONS
 from qcompiler.targets.onnxruntime_float8 import FLOAT8_REFERENCES
 from qcompiler.targets.onnxruntime_traps import TRAPS
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
@@ -139,6 +139,7 @@ CPU_ARM64 = Target(
     kernels=KERNELS,
     carries=CARRIES,
     fixed=FIXED,
+    caches=CACHES,
     traps=TRAPS,
     isa=("asimddp",),
     costs=cpu_arm64.COSTS,

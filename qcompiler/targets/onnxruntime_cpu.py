@@ -10,9 +10,9 @@ from qcompiler.schemes import QSpec
 from qcompiler.targets.costs import cpu_amx, cpu_avx2, cpu_avx512, cpu_vnni
 from qcompiler.targets.onnxruntime_float8 import FLOAT8_REFERENCES
 from qcompiler.targets.onnxruntime_traps import DISABLED_OPTIMIZERS, TRAPS
-from qcompiler.targets.schema import Carry, Form, Kernel, Scheme, Target
+from qcompiler.targets.schema import CacheType, Carry, Form, Kernel, Scheme, Target
 
-__all__ = ["CARRIES", "CPU_AMX", "CPU_AVX2", "CPU_AVX512", "CPU_VNNI", "DYNAMIC_KERNELS"]
+__all__ = ["CACHES", "CARRIES", "CPU_AMX", "CPU_AVX2", "CPU_AVX512", "CPU_VNNI", "DYNAMIC_KERNELS"]
 
 U8 = QSpec.parse("u8tz")
 U8_DYNAMIC = QSpec.parse("u8tzd")
@@ -230,6 +230,16 @@ CARRIES = (
 
 FIXED = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0)}
 
+CACHED = (
+    f"{CONTRIB}#com.microsoft.GroupQueryAttention; probed on onnxruntime 1.27.0, 1.31.1 and 1.32.0;"
+    " 1.25.0 and 1.26.0 fail; keys and values must be scaled alike"
+)
+
+CACHES = (
+    CacheType("int8-channel", "com.microsoft:GroupQueryAttention", "1.27", CACHED),
+    CacheType("int8-tensor", "com.microsoft:GroupQueryAttention", "1.27", CACHED),
+)
+
 OPTIONS = {"optimization.disable_specified_optimizers": DISABLED_OPTIMIZERS}
 
 CPU_AMX = Target(
@@ -241,6 +251,7 @@ CPU_AMX = Target(
     kernels=KERNELS,
     carries=CARRIES,
     fixed=FIXED,
+    caches=CACHES,
     traps=TRAPS,
     isa=("amx_int8", "avx512_vnni"),
     costs=cpu_amx.COSTS,
@@ -257,6 +268,7 @@ CPU_VNNI = Target(
     kernels=KERNELS,
     carries=CARRIES,
     fixed=FIXED,
+    caches=CACHES,
     traps=TRAPS,
     isa=("vnni",),
     costs=cpu_vnni.COSTS,
@@ -273,6 +285,7 @@ CPU_AVX512 = Target(
     kernels=KERNELS,
     carries=CARRIES,
     fixed=FIXED,
+    caches=CACHES,
     traps=TRAPS,
     isa=("avx512bw",),
     # vpmaddubsw adds two products in int16: 255 * 127 * 2 saturates, 255 * 63 * 2 does not
@@ -291,6 +304,7 @@ CPU_AVX2 = Target(
     kernels=KERNELS,
     carries=CARRIES,
     fixed=FIXED,
+    caches=CACHES,
     traps=TRAPS,
     isa=("avx2",),
     weight_bits=7,  # as cpu-avx512

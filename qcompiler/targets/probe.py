@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,12 +24,13 @@ from qcompiler.runtime.session import runtime_errors
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.targets.fit import scale_cost
 from qcompiler.targets.host import host
+from qcompiler.targets.probe_cache import probe_cache
 from qcompiler.targets.probe_float8 import FLOAT8_ENTRIES
 from qcompiler.targets.probe_layers import ConvShape, Probed, model_of, probed_layer
 from qcompiler.targets.probe_speed import Measured, Timing, measure
 from qcompiler.targets.probe_timing import compute, operators
 from qcompiler.targets.probe_traps import TRAP_PROBES
-from qcompiler.targets.schema import Form, Kernel, Target
+from qcompiler.targets.schema import CacheType, Form, Kernel, Target
 
 __all__ = ["ProbeReport", "RowProbe", "Timing", "TrapProbe", "probe"]
 
@@ -165,6 +167,8 @@ def probe(
     cpu = host()
     threads = threads or max(1, min(target.threads, os.cpu_count() or 1))
     checked = [_check(row, form, target, tell) for row in chosen for form in row.forms]
+    if rows is None:
+        checked += [_check_cache(row, target, tell) for row in target.caches if _is_here(row)]
     traps = tuple(_spring(target, tell)) if rows is None else ()
     measured = Measured()
     complete = True
@@ -183,7 +187,7 @@ def probe(
     return ProbeReport(
         target=target,
         refitted=refitted,
-        runtime=importlib.metadata.version("onnxruntime"),
+        runtime=_runtime(),
         cpu=cpu.model,
         threads=threads,
         rows=tuple(_with_timings(item, measured.timings) for item in checked),
@@ -252,6 +256,27 @@ def _check(row: Kernel, form: Form, target: Target, tell: Progress) -> RowProbe:
     else:
         why = f"runs as {shown}" if wanted else f"numbers hold; runs as {shown}"
     return RowProbe(name, row.id, form, right and present, why, error_share)
+
+
+def _is_here(row: CacheType) -> bool:
+    here, since = (re.findall(r"\d+", text) for text in (_runtime(), row.since))
+    return [int(part) for part in here[:2]] >= [int(part) for part in since[:2]]
+
+
+def _runtime() -> str:
+    return importlib.metadata.version("onnxruntime")
+
+
+def _check_cache(row: CacheType, target: Target, tell: Progress) -> RowProbe:
+    name = f"kv_cache {row.id}"
+    tell(f"checking {name}")
+    try:
+        ok, why, error = probe_cache(row)
+    except QcError as refused:
+        return RowProbe(name, row.id, target.form, False, refused.diagnostic.message)
+    except runtime_errors() as failed:
+        return RowProbe(name, row.id, target.form, False, f"fails when it runs: {failed}"[:300])
+    return RowProbe(name, row.id, target.form, ok, why, error)
 
 
 def _bare(op: str) -> str:

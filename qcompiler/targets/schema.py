@@ -14,7 +14,7 @@ from typing import Any
 
 from qcompiler.schemes import QSpec
 
-__all__ = ["Carry", "Cost", "Form", "Kernel", "Scheme", "Target", "Trap", "Unify"]
+__all__ = ["CacheType", "Carry", "Cost", "Form", "Kernel", "Scheme", "Target", "Trap", "Unify"]
 
 
 class Form(str, enum.Enum):
@@ -111,6 +111,23 @@ class Unify:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CacheType:
+    """A way in which attention keeps keys and values of earlier tokens other than in float.
+
+    Attributes:
+        id: What a recipe's ``kv_cache`` says: ``int8-channel``, ``int8-tensor``.
+        op: The operator, ``domain:Op``.
+        since: First release of the runtime that has it.
+        source: Where the claim comes from.
+    """
+
+    id: str
+    op: str
+    since: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Trap:
     """A condition under which the runtime miscomputes or falls off a cliff.
 
@@ -153,6 +170,7 @@ class Target:
         fixed: Operators whose output range is known: ``{"Sigmoid": (0, 1)}``. ``Sigmoid/u16`` is
             the range for one type of activations.
         traps: Rows.
+        caches: How attention can keep keys and values; float it can anyway.
         weight_bits: Bits really used by 8-bit weights (7: no int16 saturation on AVX2).
         costs: Cost by kernel id, and of float operators as ``float.MatMul``, conversions as
             ``quantize``, ``dequantize``.
@@ -172,6 +190,7 @@ class Target:
     fixed: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     traps: tuple[Trap, ...] = ()
     isa: tuple[str, ...] = ()
+    caches: tuple[CacheType, ...] = ()
     weight_bits: int | None = None
     costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

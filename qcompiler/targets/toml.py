@@ -16,7 +16,17 @@ from typing import Any
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.schemes import QSpec
 from qcompiler.targets.conditions import CONDITIONS
-from qcompiler.targets.schema import Carry, Cost, Form, Kernel, Scheme, Target, Trap, Unify
+from qcompiler.targets.schema import (
+    CacheType,
+    Carry,
+    Cost,
+    Form,
+    Kernel,
+    Scheme,
+    Target,
+    Trap,
+    Unify,
+)
 
 __all__ = ["dict_to_toml", "from_toml", "target_from_dict", "target_to_dict", "to_toml"]
 
@@ -25,6 +35,7 @@ _ROWS: Mapping[str, type[Any]] = {
     "carries": Carry,
     "unifies": Unify,
     "traps": Trap,
+    "caches": CacheType,
 }
 _TABLES = ("options", "fixed", "costs")
 

@@ -18,6 +18,7 @@ from qcompiler.ir.provenance import origins
 from qcompiler.ir.walk import all_nodes, custom_operators
 from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Plan, Verdict
+from qcompiler.runtime.kv_cache import cache_in_floats
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import Proof, prove
@@ -125,7 +126,7 @@ def check_artifact(
         before, after = Profiler(float_session), Profiler(session)
         fidelity = compare_outputs(
             lambda feed: before.run(feed, code=Code.FLOAT_MODEL_FAILS),
-            lambda feed: after.run(feed, code=Code.DOES_NOT_LOAD),
+            lambda feed: cache_in_floats(candidate, after.run(feed, code=Code.DOES_NOT_LOAD)),
             samples,
             Padding.of(reference, state.recipe.calibration.mask),
         )
@@ -166,12 +167,13 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
     plain = SessionSettings(level="disable")
     tolerated = _ROUNDING_RTOL if is_quantized(before) else _EXACT_RTOL
     try:
-        want = run(open_session(before, settings=plain), state.sample)
+        found = run(open_session(before, settings=plain), state.sample)
+        want = cache_in_floats(before, found)
     except QcError:
         if custom_operators(before):  # what does not run cannot be compared
             return None
         raise
-    got = run(open_session(after, settings=plain), state.sample)
+    got = cache_in_floats(after, run(open_session(after, settings=plain), state.sample))
     for name, x in want.items():
         y = got.get(name)
         if y is None or x.shape != y.shape:

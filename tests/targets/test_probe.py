@@ -30,7 +30,7 @@ def test_every_form_of_every_row_was_probed(checked):
     target = checked.target
     assert {(row.kernel, row.form) for row in checked.rows} == {
         (row.id, form) for row in target.kernels for form in row.forms
-    }
+    } | {(row.id, target.form) for row in target.caches}
 
 
 @pytest.mark.skipif(not X86, reason="the traps of the optimizer were seen on x86")

@@ -52,7 +52,7 @@ CPU_KERNELS = {
     "concat-static": ("Concat", Scheme.STATIC),
 }
 ALLOWED = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-CONSTRUCTORS = {"Carry", "Cost", "Kernel", "Target", "Trap", "Unify"}
+CONSTRUCTORS = {"CacheType", "Carry", "Cost", "Kernel", "Target", "Trap", "Unify"}
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
