@@ -252,6 +252,16 @@ class Code(enum.Enum):
         Severity.INFO,
         "Weights got bits of their own under the recipe's budget.",
     )
+    STEPS_CUT = (
+        "QC325",
+        Severity.INFO,
+        "Steps for accuracy were not tried, because the budget of time was used up.",
+    )
+    STEPS_UNTRIED = (
+        "QC326",
+        Severity.INFO,
+        "No step for accuracy was tried: the data do not allow for it.",
+    )
     # --- QC4xx: recipe and usage -----------------------------------------------------------
     UNKNOWN_TARGET = ("QC401", Severity.ERROR, "No target has this name.")
     UNKNOWN_RECIPE = ("QC402", Severity.ERROR, "No recipe has this name.")
@@ -274,6 +284,7 @@ class Code(enum.Enum):
     )
     NO_PREFILL = ("QC504", Severity.WARNING, "There is no second path for prompts.")
     PREFILL_MEMORY = ("QC505", Severity.INFO, "What the second path for prompts takes.")
+    INT8_CACHE = ("QC506", Severity.INFO, "Keys and values of earlier tokens are kept in 8 bits.")
     # --- QC6xx: verification ---------------------------------------------------------------
     KERNEL_NOT_SEEN = (
         "QC601",
@@ -284,7 +295,6 @@ class Code(enum.Enum):
         "QC602",
         Severity.WARNING,
         "A QuantizeLinear or DequantizeLinear runs around a float operator.",
-    INT8_CACHE = ("QC506", Severity.INFO, "Keys and values of earlier tokens are kept in 8 bits.")
     )
     WRONG_RESULT = (
         "QC603",

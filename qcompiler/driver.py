@@ -32,6 +32,7 @@ from qcompiler.sensitivity.metric import Metric
 from qcompiler.sensitivity.returning import is_wanted
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form, Target
+from qcompiler.tuning.search import Tuned, is_tunable, tune
 from qcompiler.verify.check import Checked, check_artifact, refuse_wrong
 from qcompiler.verify.layer_report import with_layers
 
@@ -131,6 +132,7 @@ def qcompile(
         else resolve_passes(recipe)
     )
     folder = None if dump is None else pathlib.Path(dump)
+    tuned = _tuned(reference, state, passes, clock, opened.quantized)
     layers: tuple[Mapping[str, Any], ...] = ()
     if is_wanted(recipe) and not opened.quantized:
         compiled, timings, state, layers = _by_sensitivity(
@@ -140,7 +142,7 @@ def qcompile(
         compiled, timings = _lower(reference, state, passes, clock, check, folder)
         if is_wanted(recipe):
             state.diagnostics.append(_not_searched(opened.source))
-    state.diagnostics.extend(opened.diagnostics)
+    state.diagnostics.extend((*opened.diagnostics, *tuned.diagnostics))
     checked = Checked()
     if recipe.verify.enabled:
         if not samples and state.sample is not None:
@@ -161,7 +163,14 @@ def qcompile(
     final = complete_plan(reference, state)
     sizes = {"float_bytes": model_bytes(reference), "artifact_bytes": model_bytes(compiled)}
     report = assemble_report(
-        opened, state, final, checked, sizes=sizes, timings=clock.report(timings), layers=layers
+        opened,
+        state,
+        final,
+        checked,
+        sizes=sizes,
+        timings=clock.report(timings),
+        layers=layers,
+        steps=tuned.rows,
     )
     if strict and report.errors:
         first = report.errors[0]
@@ -185,6 +194,19 @@ def _not_searched(source: str) -> Diagnostic:
         "the model came quantized: max_drop, keep_float and sensitivity are not applied to it",
         "compile the float model, or keep layers in float by rules",
     )
+
+
+def _tuned(
+    reference: ir.Model, state: State, passes: Sequence[Pass], clock: Clock, quantized: bool
+) -> Tuned:
+    """Find which steps for accuracy help, and put the recipe with these into the state."""
+    if quantized or not is_tunable(state):
+        return Tuned(state.recipe)
+    with clock("try steps"):
+        run_passes = functools.partial(run_pipeline, check=False, progress=clock.progress)
+        tuned = tune(reference, state, passes, run_passes, clock.progress)
+    state.recipe = tuned.recipe
+    return tuned
 
 
 def _by_sensitivity(

@@ -16,6 +16,7 @@ from qcompiler.recipe_options import (
     DATA_DRIVEN,
     ActivationName,
     Algorithm,
+    AutoOptions,
     AutoRoundOptions,
     AwqOptions,
     CalibrationOptions,
@@ -36,6 +37,7 @@ from qcompiler.targets.schema import Scheme
 
 __all__ = [
     "RECIPES",
+    "AutoOptions",
     "AutoRoundOptions",
     "AwqOptions",
     "CalibrationOptions",
@@ -65,6 +67,8 @@ class Recipe(Strict):
         embeddings: Store embedding tables in int8.
         calibration: How ranges are found.
         smoothing: Whether outliers of activations move into weights.
+        auto: Try the steps for accuracy one by one on some of the calibration data and take those
+            that help (:mod:`qcompiler.tuning`); None takes the others' defaults.
         equalize_gates: Balance the channels of activations that a gate multiplies.
         equalize_layers: Balance the weights of consecutive layers channel by channel.
         correct_biases: Take the mean error that rounding makes out of the biases; ``empirical``
@@ -97,18 +101,19 @@ class Recipe(Strict):
         prefill: ``int8`` gives a weight-only language model a second path for prompts, with int8
             products by row; its weights are made of the others when the model is loaded, or stored
             (``int8-stored``): a larger file, which loads at once and in less memory.
+        kv_cache: Store keys and values of earlier tokens in 8 bits, with a calibrated scale for
+            each channel of each head or for all keys, and all values, of a layer; None is float.
     """
 
     name: str = "custom"
     schemes: tuple[Scheme, ...] = (Scheme.STATIC, Scheme.TOKEN, Scheme.DYNAMIC)
-        kv_cache: Store keys and values of earlier tokens in 8 bits, with a calibrated scale for
-            each channel of each head or for all keys, and all values, of a layer; None is float.
     rules: tuple[Rule, ...] = ()
     activations: ActivationName = "auto"
     force: bool = False
     embeddings: bool = True
     calibration: CalibrationOptions = CalibrationOptions()
     smoothing: SmoothingOptions = SmoothingOptions()
+    auto: AutoOptions | None = None
     equalize_gates: bool = True
     equalize_layers: bool = False
     correct_biases: bool | Literal["empirical"] = True
@@ -133,20 +138,14 @@ class Recipe(Strict):
     sensitivity: bool = False
     last_logits: bool = False
     prefill: Literal["int8", "int8-stored"] | None = None
+    kv_cache: Literal["int8-channel", "int8-tensor"] | None = None
 
     @pydantic.model_validator(mode="after")
     def _has_one_budget(self) -> Recipe:
         if self.bits_budget is not None and self.megabytes_budget is not None:
             raise ValueError("give bits_budget or megabytes_budget, not both")
         return self
-    kv_cache: Literal["int8-channel", "int8-tensor"] | None = None
 
-
-    @classmethod
-    def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:
-        """The recipe that ``source`` means.
-
-        Args:
     @property
     def rounds_by_data(self) -> bool:
         """Whether calibration data decide how weights that are stored in few bits are rounded."""
@@ -155,6 +154,11 @@ class Recipe(Strict):
         weights = Scheme.WEIGHT in self.schemes or any(r.scheme == "weight" for r in self.rules)
         return weights and (budget or not DATA_DRIVEN.isdisjoint(asked))
 
+    @classmethod
+    def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:
+        """The recipe that ``source`` means.
+
+        Args:
             source: A :class:`Recipe`, the name of a built-in one, a path to a TOML, YAML or JSON
                 file, a mapping, or None for ``auto``. A mapping or file may say
                 ``base = "static-int8"`` and override some of its keys.
@@ -270,6 +274,7 @@ def _parse(suffix: str, text: str) -> Any:
 
 _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "rules": Rule,
+    "auto": AutoOptions,
     "calibration": CalibrationOptions,
     "smoothing": SmoothingOptions,
     "double_quant": DoubleQuantOptions,
@@ -301,7 +306,11 @@ def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="auto", schemes=(Scheme.STATIC, Scheme.TOKEN, Scheme.DYNAMIC)),
+        Recipe(
+            name="auto",
+            schemes=(Scheme.STATIC, Scheme.TOKEN, Scheme.DYNAMIC),
+            auto=AutoOptions(),
+        ),
         Recipe(name="static-int8", schemes=(Scheme.STATIC,), activations="int8"),
         # forced, like weight-only: who asks for a type by name wants it, on a CPU as a reference
         Recipe(name="static-fp8", schemes=(Scheme.STATIC,), activations="fp8-e4m3", force=True),

@@ -89,6 +89,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
     Code.SMOOTHED: "Nothing. `smoothing.alpha = null` turns it off, a number fixes the exponent.",
     Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
+    Code.STEPS_CUT: "Raise `auto.seconds`, or set the keys of the steps in the recipe.",
+    Code.STEPS_UNTRIED: "Give calibration data as a list of feeds: some are held out to judge by.",
     Code.EQUALIZED: "Nothing. `equalize_layers = false` or `equalize_gates = false` turns it off.",
     Code.NOT_EQUALIZED: "Nothing, unless the message asks for data that can be read twice.",
     Code.ROUNDING_LEARNED: 'Nothing. `weights.rounding = "moment"` compiles faster.',
@@ -129,10 +131,10 @@ REMEDIES: Mapping[Code, str] = {
     Code.OPSET_RAISED: "Nothing: the operators mean the same.",
     Code.NO_PREFILL: "`prefill` wants a language model with `input_ids`, weights of 2, 4 or 8 bits "
     "in MatMulNBits, and form `ort`.",
-    Code.PREFILL_MEMORY: "Nothing; leave `prefill` out if memory is short.",
-    # verification
     Code.INT8_CACHE: "Nothing. Leave `kv_cache` out for a float cache; `int8-channel` is nearer "
     "to it than `int8-tensor`.",
+    Code.PREFILL_MEMORY: "Nothing; leave `prefill` out if memory is short.",
+    # verification
     Code.KERNEL_NOT_SEEN: "The node runs in another form than planned, so it may be slow. Use the "
     "form and the version of the runtime that the target was probed with. " + _REPORT,
     Code.LEFTOVER_QDQ: "The conversion costs time; form `ort` has none.",

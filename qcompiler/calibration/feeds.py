@@ -113,6 +113,33 @@ class FeedSource:
         assert self._running is not None, "the first feed came from a running pass"
         return self._pass(self._running, self._first)
 
+    def split(self, every: int) -> tuple[FeedSource, FeedSource] | None:
+        """All but each ``every``-th feed, and these; None when there are less than two feeds.
+
+        With fewer than ``every`` feeds the last one is the second part.
+
+        Raises:
+            QcError: See :meth:`__iter__`.
+        """
+        assert self.reiterable, "both parts read the same source"
+        first = sum(1 for _ in itertools.islice(self, every))
+        if first < 2:
+            return None
+
+        def part(held_out: bool) -> FeedSource:
+            def start() -> Iterator[Feed]:
+                for index, feed in enumerate(self):
+                    if (index % first == first - 1) is held_out:
+                        yield feed
+
+            count = self.count_hint
+            of = None if count is None else count // first
+            if of is not None and count is not None and not held_out:
+                of = count - of
+            return FeedSource(start, self._specs, reiterable=True, count_hint=of)
+
+        return part(held_out=False), part(held_out=True)
+
     def _begin(self) -> Iterator[Any]:
         try:
             return _guarded(iter(self._start()))

@@ -43,6 +43,7 @@ def assemble_report(
     sizes: Mapping[str, int],
     timings: Mapping[str, Any],
     layers: Sequence[Mapping[str, Any]] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
     """The report of one compile.
 
@@ -54,6 +55,7 @@ def assemble_report(
         sizes: ``float_bytes`` and ``artifact_bytes``.
         timings: Seconds, from the clock.
         layers: Rows of the sensitivity or layer comparison, when there are any.
+        steps: Rows of the steps for accuracy, when they were tried.
     """
     return Report(
         source=_describe(opened.model, opened.kind, opened.source),
@@ -68,6 +70,7 @@ def assemble_report(
         profile=checked.profile,
         weights=_weights(state),
         layers=tuple(layers),
+        steps=tuple(steps),
         sizes=sizes,
         timings=timings,
         versions=_versions(),

@@ -12,7 +12,7 @@ from qcompiler.plan import NodeDecision, Plan, Verdict
 
 __all__ = ["Report", "coverage"]
 
-_LISTS = ("fidelity", "layers", "weights")  # fields that are tuples of tables
+_LISTS = ("fidelity", "layers", "steps", "weights")  # fields that are tuples of tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Report:
             of weights and of activations alone), ``sensitivity`` (damage to the model's output when
             this node alone is quantized; any unit, larger is worse) and ``returned`` (true: kept in
             float because of it).
+        steps: Per step for accuracy that ``auto`` tried, in order: ``step``, ``before`` and
+            ``after`` (cosine of the outputs with float's on held-out data; None: not measured; the
+            first row is the artifact without any step), ``seconds``, ``kept`` (None
+            in the first row) and ``why``.
         fidelity: Per output: cosine, SQNR in dB, largest error (empty when not verified).
         kernels: Planned and seen kernels (empty when not provable on this host).
         latency: Milliseconds of float and artifact on the sample feed, and their ratio.
@@ -56,6 +60,7 @@ class Report:
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: tuple[Mapping[str, Any], ...] = ()
     layers: tuple[Mapping[str, Any], ...] = ()
+    steps: tuple[Mapping[str, Any], ...] = ()
     fidelity: tuple[Mapping[str, Any], ...] = ()
     kernels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     latency: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -14,7 +14,14 @@ from qcompiler.diagnostics import Diagnostic, Severity
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.report.model import Report
 
-__all__ = ["diagnostics_table", "plan_table", "sensitivity_table", "summary", "summary_text"]
+__all__ = [
+    "diagnostics_table",
+    "plan_table",
+    "sensitivity_table",
+    "steps_table",
+    "summary",
+    "summary_text",
+]
 
 _COLOURS = {
     Verdict.QUANTIZED: "green",
@@ -37,7 +44,9 @@ def summary(report: Report) -> RenderableType:
     table.add_row("target", f"{report.target}, recipe {report.recipe}, form {report.form}")
     for label, text in _facts(report):
         table.add_row(label, text)
-    return Group(table, diagnostics_table(report.diagnostics)) if report.diagnostics else table
+    more = [steps_table(report)] if report.steps else []
+    more += [diagnostics_table(report.diagnostics)] if report.diagnostics else []
+    return Group(table, *more) if more else table
 
 
 def summary_text(report: Report) -> str:
@@ -96,6 +105,26 @@ def sensitivity_table(report: Report, plan: Plan) -> RenderableType:
             str(place), name, decision.op if decision else "", f"{item['sensitivity']:.3%}",
             "█" * max(round(12 * share), int(share > 0)), now,
         )  # fmt: skip
+    return table
+
+
+def steps_table(report: Report) -> RenderableType:
+    """The steps for accuracy that were tried, and what each bought."""
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("step for accuracy")
+    table.add_column("cosine before", justify="right", no_wrap=True)
+    table.add_column("after", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("")
+    table.add_column("why", overflow="fold")
+    for item in report.steps:
+        before, after = (
+            "" if item[key] is None else f"{item[key]:.6f}" for key in ("before", "after")
+        )
+        kept = {None: Text(""), True: Text("kept", style="green")}.get(
+            item["kept"], Text("dropped", style="dim")
+        )
+        table.add_row(item["step"], before, after, f"{item['seconds']:.1f}", kept, item["why"])
     return table
 
 

@@ -12,6 +12,7 @@ from qcompiler.diagnostics import Diagnostic
 from qcompiler.pipeline.contract import Pass, Phase, State
 from qcompiler.pipeline.run import PassTiming
 from qcompiler.plan import Plan, Same
+from qcompiler.recipe import Recipe
 
 __all__ = ["Compiled", "RunPasses", "Stages"]
 
@@ -41,6 +42,9 @@ class Stages:
     The calibration data is streamed at most once: every plan with more nodes in float stores a part
     of what the first plan stores, because the smallest low side of a minimum cut only shrinks when
     a node loses its low options.
+
+    Attributes:
+        timings: Of the passes before planning.
     """
 
     def __init__(
@@ -61,21 +65,27 @@ class Stages:
         self._state = state
         self._given = state.plan
         early = [item for item in passes if item.phase < Phase.DECIDE]
-        self._timings = run(early, self._model, state)
+        self.timings = run(early, self._model, state)
 
-    def compile(self, pinned: Mapping[str, Diagnostic]) -> Compiled:
+    def compile(self, pinned: Mapping[str, Diagnostic], recipe: Recipe | None = None) -> Compiled:
         """Plan with the pinned nodes in float, and all that follows.
+
+        Args:
+            pinned: The nodes, and why.
+            recipe: Instead of the state's; what passes before planning and calibration read in it
+                must be the same.
 
         Raises:
             QcError: What the passes raise.
         """
         start = self._state
         state = dataclasses.replace(
-            start, pinned=dict(pinned), diagnostics=list(start.diagnostics),
-            removed=dict(start.removed), plan=_edited(self._given, pinned),
+            start, recipe=recipe or start.recipe, pinned=dict(pinned),
+            diagnostics=list(start.diagnostics), removed=dict(start.removed),
+            plan=_edited(self._given, pinned),
         )  # fmt: skip
         model = self._model.clone()
-        timings = [*self._timings, *self._run(self._plan, model, state)]
+        timings = [*self.timings, *self._run(self._plan, model, state)]
         rounded = model.clone()
         shapes = state.shapes
         timings += self._run(self._emit, model, state)

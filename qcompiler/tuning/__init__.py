@@ -1,0 +1,1 @@
+"""Which steps for accuracy help this model, found by trying them."""
