@@ -142,30 +142,21 @@ def root_of_inverse(hessian: Array, damp: float) -> tuple[Array, float]:
     h[dead] = 0.0
     h[:, dead] = 0.0
     plain = np.where(dead, np.float32(1.0), diagonal / mean)
+    from scipy import linalg  # a tenth of a second that an import of this package need not take
+
     while True:
         np.fill_diagonal(h, plain + np.float32(damp))
-        try:
-            lower = np.linalg.cholesky(h)
+        try:  # what is upper column by column is the transposed lower one row by row
+            factor = linalg.cholesky(h.T, check_finite=False)
             break
         except np.linalg.LinAlgError:
             if damp > _MOST_DAMP:
                 raise
             damp = max(2.0 * damp, 1e-4)
-    root = _inverse_of_lower(lower)[::-1, ::-1]
-    return np.ascontiguousarray(root) / np.sqrt(mean), damp
-
-
-def _inverse_of_lower(lower: Array) -> Array:
-    """By halves, so that the work is in products."""
-    size = len(lower)
-    if size <= 64:
-        return np.tril(np.linalg.inv(lower)) if size else lower
-    half = size // 2
-    result = np.zeros_like(lower)
-    result[:half, :half] = _inverse_of_lower(lower[:half, :half])
-    result[half:, half:] = _inverse_of_lower(lower[half:, half:])
-    result[half:, :half] = -result[half:, half:] @ (lower[half:, :half] @ result[:half, :half])
-    return result
+    inverse = linalg.lapack.strtri(factor, overwrite_c=True)[0] if len(factor) else factor
+    root = np.ascontiguousarray(inverse.T[::-1, ::-1])
+    root /= np.sqrt(mean)
+    return root, damp
 
 
 def _order(count: int, size: int, diagonal: Array, options: GptqOptions) -> list[Indices]:

@@ -154,11 +154,13 @@ def _positive(scale: Floats) -> Floats:
 
 def _numbers(x: Floats, s: Floats, z: Ints, spec: QSpec) -> Floats:
     """The multiples of ``s`` nearest to ``x`` that the format has."""
-    c = x / s
+    c = x * (np.float32(1) / s)
     if spec.codebook:
         return nearest_entry(c, spec.codebook)
     np.rint(c, out=c)
-    return np.clip(c, spec.qmin - z.astype(np.float32), spec.qmax - z.astype(np.float32), out=c)
+    shift = spec.middle if spec.symmetric else z.astype(np.float32)  # one number is much faster
+    np.maximum(c, np.float32(spec.qmin) - shift, out=c)
+    return np.minimum(c, np.float32(spec.qmax) - shift, out=c)
 
 
 def _dot(a: Floats, b: Floats) -> Floats:
