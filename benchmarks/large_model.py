@@ -1,7 +1,8 @@
 """Peak memory of compiling a model that is larger than it: ``python benchmarks/large_model.py``.
 
 Writes a Llama-shaped folder of random float16 weights (3 B parameters by default, 6 GB; kept in the
-cache), then compiles it in a process of its own for each recipe.
+cache), then compiles it in a process of its own for each recipe. What rounds by data gets windows
+of 512 random tokens; ``--layers 2,3 --recipes w4-gptq`` tells what one more block costs.
 """
 
 from __future__ import annotations
@@ -15,36 +16,53 @@ import tempfile
 
 import numpy as np
 
+from qcompiler_models import perplexity
 from qcompiler_models.assets import cache_root
-from suite.jobs import JobError, run_job
+from suite.jobs import JobError, run_job, write_feeds
 
 _HIDDEN, _INNER, _HEADS, _KV_HEADS, _WORDS = 3072, 8192, 24, 8, 32000
+_LENGTH = 512  # tokens of a window
+_NEED_DATA = ("w4-gptq", "w4-awq", "w4-teq", "w4-autoround")
+_SECONDS = 7200
 
 
 def main() -> None:
     options = _options()
-    folder = _model(options.layers)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    print(f"{options.layers} layers, {size / 1e9:.2f} GB of float16", flush=True)
     with tempfile.TemporaryDirectory(dir=options.place) as place:
-        for name in options.recipes:
-            made = pathlib.Path(place) / name
-            recipe = {"base": name, "verify": {"enabled": False}}
-            try:
-                done = run_job(pathlib.Path(sys.executable), "compile_ours.py", {
-                    "model": str(folder), "output": str(made), "recipe": recipe, "form": None,
-                    "calibration": None,
-                }, 3600)  # fmt: skip
-            except JobError as error:
-                print(f"{name}: failed: {error}", flush=True)
-                continue
-            written = sum(path.stat().st_size for path in made.iterdir())
-            print(
-                f"{name}: {done['seconds']:.0f} s, peak {done['peak_mb'] / 1e3:.2f} GB,"
-                f" folder {written / 1e9:.2f} GB",
-                flush=True,
-            )
-            shutil.rmtree(made)
+        for layers in options.layers:
+            folder = _model(layers)
+            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            print(f"{layers} layers, {size / 1e9:.2f} GB of float16", flush=True)
+            for name in options.recipes:
+                data = _data(layers, options.samples, pathlib.Path(place) / "data")
+                print(f"{name}: {_compiled(name, folder, data, pathlib.Path(place))}", flush=True)
+
+
+def _compiled(name: str, folder: pathlib.Path, data: pathlib.Path, place: pathlib.Path) -> str:
+    """What it took, in words."""
+    made = place / name
+    try:
+        done = run_job(pathlib.Path(sys.executable), "compile_ours.py", {
+            "model": str(folder), "output": str(made), "form": None,
+            "recipe": {"base": name, "verify": {"enabled": False}},
+            "calibration": str(data) if name in _NEED_DATA else None,
+        }, _SECONDS)  # fmt: skip
+    except JobError as error:
+        return f"failed: {error}"
+    written = sum(path.stat().st_size for path in made.iterdir())
+    shutil.rmtree(made)
+    return (
+        f"{done['seconds']:.0f} s, processor {done['cpu_seconds']:.0f} s, peak"
+        f" {done['peak_mb'] / 1e3:.2f} GB, folder {written / 1e9:.2f} GB"
+    )
+
+
+def _data(layers: int, samples: int, folder: pathlib.Path) -> pathlib.Path:
+    """Windows of random tokens as feeds."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, _WORDS, (samples, 1, _LENGTH))
+    width = _HIDDEN // _HEADS
+    return write_feeds([perplexity.feed(row, layers, _KV_HEADS, width) for row in rows], folder)
 
 
 def _model(layers: int) -> pathlib.Path:
@@ -114,7 +132,13 @@ def _model(layers: int) -> pathlib.Path:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=28, help="28 are 3 B parameters")
+    parser.add_argument(
+        "--layers",
+        type=lambda text: [int(word) for word in text.split(",")],
+        default=[28],
+        help="28 are 3 B parameters; several with commas between",
+    )
+    parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument(
         "--recipes", type=lambda text: text.split(","), default=["w4-rtn", "w4-hqq"]
     )
