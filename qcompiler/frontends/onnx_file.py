@@ -7,6 +7,7 @@ import logging
 import pathlib
 import warnings
 from collections.abc import Iterator
+from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit
 from qcompiler.frontends.external_data import check_external
+from qcompiler.frontends.file_weights import Weights, attach, read_file
 from qcompiler.frontends.opened import Opened
 
 __all__ = ["open_file", "open_ir", "open_proto"]
@@ -39,7 +41,10 @@ def open_file(path: pathlib.Path) -> Opened:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the text formats are "experimental"
-            proto = onnx.load(path, load_external_data=False)
+            if path.suffix == ".onnx":
+                proto, weights = read_file(path)
+            else:
+                proto, weights = onnx.load(path, load_external_data=False), {}
     except _UNREADABLE as error:
         raise QcError(
             Code.NOT_ONNX,
@@ -49,7 +54,7 @@ def open_file(path: pathlib.Path) -> Opened:
         ) from error
     except OSError as error:
         raise QcError(Code.NO_FILE, str(path), f"the file cannot be read: {error}") from error
-    return _open(proto, str(path), path.parent)
+    return _open(proto, str(path), path.parent, weights)
 
 
 def open_proto(proto: onnx.ModelProto) -> Opened:
@@ -74,7 +79,12 @@ def open_ir(model: ir.Model) -> Opened:
     return admit(copy, "onnx", source)
 
 
-def _open(proto: onnx.ModelProto, source: str, folder: pathlib.Path | None) -> Opened:
+def _open(
+    proto: onnx.ModelProto,
+    source: str,
+    folder: pathlib.Path | None,
+    weights: Weights = MappingProxyType({}),
+) -> Opened:
     if not proto.HasField("graph"):
         raise QcError(
             Code.NOT_ONNX,
@@ -85,6 +95,7 @@ def _open(proto: onnx.ModelProto, source: str, folder: pathlib.Path | None) -> O
     try:
         with _silent_onnx_ir():
             model = ir.from_proto(proto)
+            attach(model, weights)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         reason = error.__cause__ or error
         raise QcError(
