@@ -1,4 +1,4 @@
-"""The peers' environment: made on demand in the cache, never the project's own."""
+"""The peers' environments: made on demand in the cache, never the project's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qcompiler_models.assets import cache_root
 
 __all__ = ["Peers", "no_peers", "open_peers"]
 
-_REQUIREMENTS = pathlib.Path(__file__).parents[1] / "peers-requirements.txt"
+_FOLDER = pathlib.Path(__file__).parents[1]
 _SECONDS = 1200  # about 300 MB come down
 _LIST = (
     "import importlib.metadata as m, json, sys; "
@@ -51,13 +51,17 @@ def no_peers() -> Peers:
     return Peers(pathlib.Path(sys.executable), {}, dict.fromkeys(map(_name, _wanted()), why))
 
 
-def open_peers() -> Peers:
-    """The environment, made at first use and whenever the requirements change.
+def open_peers(name: str = "") -> Peers:
+    """An environment, made at first use and whenever its requirements change.
 
     Every requirement is tried by itself when they do not install together, so one package that
     can't be had takes down its own rows only.
+
+    Args:
+        name: Of a peer that has an environment to itself, ``peers-requirements-{name}.txt``; ""
+            for the one that the others share.
     """
-    wanted = _wanted()
+    wanted = _wanted(name)
     pin = f"onnxruntime=={importlib.metadata.version('onnxruntime')}"
     digest = hashlib.sha256("\n".join([*wanted, pin, sys.version]).encode()).hexdigest()[:12]
     folder = cache_root() / "peers" / digest
@@ -69,26 +73,31 @@ def open_peers() -> Peers:
         failure = _run([sys.executable, "-m", "venv", str(folder)])
         if failure:
             return Peers(python, {}, {_name(line): failure for line in wanted})
-        missing = _install(python, folder, wanted, pin)
+        missing = _install(python, folder, wanted, pin, binary=not name)
         if missing:  # not stamped: the next call tries again
             return Peers(python, _versions(python, wanted), missing)
         stamp.write_text("{}", encoding="utf-8")
     return Peers(python, _versions(python, wanted), {})
 
 
-def _wanted() -> list[str]:
-    lines = _REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+def _wanted(name: str = "") -> list[str]:
+    file = _FOLDER / (f"peers-requirements-{name}.txt" if name else "peers-requirements.txt")
+    lines = file.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _install(
-    python: pathlib.Path, folder: pathlib.Path, wanted: list[str], pin: str
+    python: pathlib.Path, folder: pathlib.Path, wanted: list[str], pin: str, *, binary: bool
 ) -> dict[str, str]:
-    """Install all at once, else one by one; the reason for each that does not."""
+    """Install all at once, else one by one; the reason for each that does not.
+
+    Some torch tools are published as sources only, of Python alone.
+    """
     constraints = folder / "constraints.txt"
     constraints.write_text(f"{pin}\n", encoding="utf-8")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += ["--only-binary=:all:", "--constraint", str(constraints)]
+    pip += ["--only-binary=:all:" if binary else "--prefer-binary"]
+    pip += ["--constraint", str(constraints)]
     if not _run([*pip, *wanted]):
         return {}
     failures = {_name(line): _run([*pip, line]) for line in wanted}

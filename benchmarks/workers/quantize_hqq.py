@@ -37,14 +37,12 @@ def main() -> None:
         stored += rounded.meta["scale"].nbytes + rounded.meta["zero"].nbytes
         module.weight.data = rounded.dequantize()
     ended = time.perf_counter()
-    peak = peak_mb()
     model.save_pretrained(spec["output"])
     AutoTokenizer.from_pretrained(spec["model"]).save_pretrained(spec["output"])
     finish(
         spec,
         seconds=ended - imported,
         rounding_seconds=ended - seconds,
-        quantized_peak_mb=peak,
         import_seconds=imported - STARTED,
         imports_mb=imports_mb,
         mb=stored / 1e6,
