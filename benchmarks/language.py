@@ -22,6 +22,7 @@ from qcompiler_models.smollm2 import SmolLM2
 from suite.jobs import JobError, run_job, write_feeds
 from suite.machine import describe
 from suite.peers import open_peers
+from suite.torch_peers import TORCH_PEERS, run_torch_peer
 
 _SECONDS = 7200
 _WINDOWS, _LENGTH = 8, 512
@@ -50,7 +51,13 @@ def main() -> None:
         jobs += [
             (name, lambda name=name: _ort(name, model, peers.python, out, corpora))
             for name in options.peers
+            if name.split(":")[0] in _ORT
         ]
+    jobs += [
+        (name, lambda name=name: _torch(name, model, data, out, corpora))
+        for name in options.peers
+        if name.split(":")[0] in TORCH_PEERS
+    ]
     for name, job in jobs:
         print(f"-- {name}", flush=True)
         try:
@@ -98,6 +105,14 @@ def _ort(
         "bits": int(bits), "group_size": int(group), "symmetric": kind == "sym",
     }, _SECONDS)  # fmt: skip
     return {**_made(done, made), **_scores(model, run_onnx(made), corpora)}
+
+
+def _torch(
+    name: str, model: SmolLM2, data: pathlib.Path, out: pathlib.Path, corpora: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``tool:bits:group:sym|asym|float`` by a tool that works on torch models."""
+    done, made = run_torch_peer(name, model.folder(), data, out / "peers", _SECONDS)
+    return {**_made(done, made), **done, **_scores(model, Artifact.load(made).run, corpora)}
 
 
 def _made(done: Mapping[str, Any], made: pathlib.Path) -> dict[str, Any]:
@@ -164,8 +179,10 @@ def _options() -> argparse.Namespace:
             "ort-rtn:4:64:asym",
             "ort-hqq:4:64:asym",
             "ort-k-quant:4:64:asym",
+            "hqq:4:64:float",
+            "gptqmodel:4:64:sym",
         ],
-        help=f"one of {', '.join(_ORT)}, as above",
+        help=f"one of {', '.join([*_ORT, *TORCH_PEERS])}, as above",
     )
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
