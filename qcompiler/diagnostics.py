@@ -262,6 +262,11 @@ class Code(enum.Enum):
         Severity.INFO,
         "No step for accuracy was tried: the data do not allow for it.",
     )
+    FP8_SCALES = (
+        "QC327",
+        Severity.INFO,
+        "Weights of few bits have scales under which they become 8-bit floats without error.",
+    )
     # --- QC4xx: recipe and usage -----------------------------------------------------------
     UNKNOWN_TARGET = ("QC401", Severity.ERROR, "No target has this name.")
     UNKNOWN_RECIPE = ("QC402", Severity.ERROR, "No recipe has this name.")

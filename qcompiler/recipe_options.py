@@ -211,6 +211,8 @@ class GptqOptions(Strict):
             rows within them), ``full`` (needs ``static_groups`` where there are groups).
         static_groups: Find scales and zero points of all groups before any row moves.
         search: Search clipped ranges, of 4 bits and fewer.
+        fp8_scales: Let every scale of a column be one factor times a power of two: 4-bit weights
+            then become 8-bit floats (E4M3) without error, on hardware that multiplies those.
     """
 
     damp: float = pydantic.Field(0.01, gt=0.0, le=100.0, allow_inf_nan=False)
@@ -218,6 +220,7 @@ class GptqOptions(Strict):
     act_order: Literal["none", "group", "full"] = "group"
     static_groups: bool = False
     search: bool = True
+    fp8_scales: bool = False
 
 
 class AwqOptions(Strict):

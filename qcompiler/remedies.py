@@ -131,6 +131,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.OPSET_RAISED: "Nothing: the operators mean the same.",
     Code.NO_PREFILL: "`prefill` wants a language model with `input_ids`, weights of 2, 4 or 8 bits "
     "in MatMulNBits, and form `ort`.",
+    Code.FP8_SCALES: "Nothing. Leave `gptq.fp8_scales` out where nothing multiplies 8-bit floats: "
+    "free scales are nearer to the weights.",
     Code.INT8_CACHE: "Nothing. Leave `kv_cache` out for a float cache; `int8-channel` is nearer "
     "to it than `int8-tensor`.",
     Code.PREFILL_MEMORY: "Nothing; leave `prefill` out if memory is short.",

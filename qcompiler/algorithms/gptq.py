@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.algorithms.double_quantization import with_quantized_scales
+from qcompiler.algorithms.fp8_scales import ColumnFactors, takes_fp8_scales
 from qcompiler.algorithms.group_search import GroupSearch, search_groups
 from qcompiler.algorithms.rtn import round_to_nearest, round_with_scale
 from qcompiler.diagnostics import Code, QcError
@@ -51,6 +52,8 @@ class GptqOptions:
             its group; the parameters of groups must then be found before (``static_groups``).
         static_groups: Find the parameters of all groups on the float weight, before any row moves.
         search: Search clipped ranges of each group for the least squared error.
+        fp8_scales: Restrict scales so that weights become E4M3 without error
+            (:mod:`qcompiler.algorithms.fp8_scales`).
     """
 
     damp: float = 0.01
@@ -58,6 +61,7 @@ class GptqOptions:
     act_order: Literal["none", "group", "full"] = "group"
     static_groups: bool = False
     search: bool = True
+    fp8_scales: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def gptq(
 
     Raises:
         QcError: QC205, the Hessian holds NaN or infinity; QC301, the weight does; QC411, the order
-            would scatter groups.
+            would scatter groups, or the format cannot become 8-bit floats.
     """
     if not np.isfinite(hessian).all():
         raise QcError(
@@ -118,7 +122,19 @@ def gptq(
     dynamic = len(w) > size and not options.static_groups and spec.scales is None
     search = _RATIOS if options.search and spec.width <= 4 else (1.0,)
     start = _parameters(w, spec, (1.0,) if dynamic else search, where)
-    sweep = _Sweep(w[rows], root, rows // size, start, search, options.block_size)
+    factors = None
+    if options.fp8_scales:
+        if not takes_fp8_scales(spec):
+            raise QcError(
+                Code.USAGE,
+                "gptq.fp8_scales",
+                f"{where or 'a weight'} is stored as {spec}, wanted integers of at most 4 bits with"
+                " float scales",
+                "set bits = 4 and format = 'int', and leave double_quant out",
+            )
+        factors = ColumnFactors.of(start)
+        start = factors.snap(w, start)
+    sweep = _Sweep(w[rows], root, rows // size, start, search, options.block_size, factors)
     sweep.run(0, len(rows), order if dynamic else [rows])
     live = diagonal[rows] > 0
     loss = float(np.square(sweep.errors[live], dtype=np.float64).sum())
@@ -198,6 +214,7 @@ class _Sweep:
         start: QTensor,
         ratios: Sequence[float],
         block_size: int,
+        factors: ColumnFactors | None,
     ) -> None:
         """Begin.
 
@@ -208,7 +225,9 @@ class _Sweep:
             start: Parameters before the sweep, for groups in the order they are stored in.
             ratios: Of the search for parameters.
             block_size: See :class:`GptqOptions`.
+            factors: What scales may be; None restricts nothing.
         """
+        self._factors = factors
         self.errors = np.empty_like(w)  # of each row, over its place on the root's diagonal
         self._values = np.empty_like(w)  # what the integers of each row stand for
         self._w, self._root, self._home = w, root, home
@@ -257,6 +276,8 @@ class _Sweep:
     def _find(self, a: int, b: int) -> None:
         """Parameters of a group whose rows are up to date."""
         found = _parameters(self._w[a:b], self._spec, self._ratios)
+        if self._factors is not None:
+            found = self._factors.snap(self._w[a:b], found)
         group = self._home[a]
         self._scale[group] = found.scale[0]
         if found.zero_point is not None:

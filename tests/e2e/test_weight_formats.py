@@ -13,6 +13,8 @@ from by_hand import open_text
 from qcompiler import qcompile
 from qcompiler.artifact import Artifact
 from qcompiler.diagnostics import Code
+from qcompiler.runtime.session import open_session
+from qcompiler.runtime.settings import SessionSettings
 
 K, N = 96, 320
 FEED = {"x": np.random.default_rng(1).standard_normal((5, K)).astype(np.float32)}
@@ -76,3 +78,32 @@ def test_a_format_that_no_target_kernel_takes_is_told(
     recipe = {"base": "w4-rtn", "weights": {"format": "nf4"}}
     artifact = compiled(model, tmp_path / "out", recipe)
     assert Code.FLOAT_WEIGHTS in {item.code for item in artifact.report.diagnostics}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_of_4_bits_that_the_runtime_casts_to_e4m3_without_error(
+    model: pathlib.Path, symmetric: bool
+) -> None:
+    weights = {"group_size": 32, "symmetric": symmetric}
+    recipe = {"base": "w4-gptq", "weights": weights, "gptq": {"fp8_scales": True}}
+    recipe["verify"] = {"enabled": False}
+    artifact = qcompile(model, "cpu", recipe, calibration=[FEED], form="qdq")
+    assert Code.FP8_SCALES in {item.code for item in artifact.report.diagnostics}
+    weights = [node for node in artifact.model.graph if node.op_type == "DequantizeLinear"]
+    assert len(weights) == 2
+    for node in weights:
+        constants = {value.name: value.const_value.numpy() for value in node.inputs if value}
+        scale = constants[node.inputs[1].name]
+        factor = np.abs(scale).max(axis=0, keepdims=True) / np.float32(16)
+        names = ", ".join(value.name.replace("/", "_") for value in node.inputs if value)
+        text = f"""<ir_version: 10, opset_import: ["" : 23]> g () => (float[k,n] w, float[k,n] back)
+            {{ w = DequantizeLinear <axis = 0, block_size = 32> ({names})
+               unscaled = Div(w, factor)
+               short = Cast <to = 17> (unscaled)
+               long = Cast <to = 1> (short)
+               back = Mul(long, factor) }}"""
+        given = {value.name.replace("/", "_"): value.const_value for value in node.inputs if value}
+        plain = open_text(text, {**given, "factor": factor})
+        w, back = open_session(plain, settings=SessionSettings("disable")).run(None, {})
+        np.testing.assert_array_equal(w, back)
+        assert len(np.unique(w)) > 16

@@ -79,6 +79,8 @@ class RoundInStages(Pass):
         )
         state.weights = StoredWeights(state.weights, store, keys)
         said.insert(0, _summary(layers, count, found))
+        if state.recipe.gptq.fp8_scales:
+            said.append(_fp8_scales(len(layers)))
         return PassResult(modified=False, diagnostics=said)
 
 
@@ -88,6 +90,18 @@ def _summary(layers: list[ir.Node], feeds: int, found: int) -> Diagnostic:
     kept = f"; {found} of them were found in the work folder" if found else ""
     values = {"layers": len(layers), "feeds": feeds, "found": found}
     return Diagnostic(Code.ROUNDED_IN_STAGES, "round-in-stages", done + kept, "", values)
+
+
+def _fp8_scales(layers: int) -> Diagnostic:
+    return Diagnostic(
+        Code.FP8_SCALES,
+        "gptq.fp8_scales",
+        f"the scales of {layers} layers are a factor for each output channel times powers of two,"
+        " so that the weights are E4M3 numbers times the factor; ONNX Runtime has no kernel that"
+        " multiplies them with 8-bit floats, here they cost what weights of these bits cost",
+        "",
+        {"layers": layers},
+    )
 
 
 def _tell(state: State, line: str) -> None:
