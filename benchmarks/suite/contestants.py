@@ -72,6 +72,7 @@ PEERS = (
     _ort("ort-dynamic", "ORT quantize_dynamic, per channel", "dynamic"),
     _ort("ort-static-minmax", "ORT quantize_static, QDQ per channel, min-max", "minmax"),
     _ort("ort-static-percentile", "ORT quantize_static, percentile", "percentile"),
+    _ort("ort-static-entropy", "ORT quantize_static, entropy", "entropy"),
     Contestant("nncf-ort", "NNCF, ONNX on ORT", "nncf", needs=("nncf", "onnx")),
     Contestant(
         "nncf-openvino", "NNCF, OpenVINO runtime", "nncf", {"form": "xml"}, "openvino",

@@ -48,6 +48,11 @@ def compile_time(peers: Peers, folder: pathlib.Path, repeats: int) -> dict[str, 
         "ORT quant_pre_process + quantize_static": (
             peers.python,
             "quantize_ort.py",
+            {"method": "minmax", "operators": None, "calibration": str(feeds)},
+        ),
+        "the same, MatMul and Gemm only": (
+            peers.python,
+            "quantize_ort.py",
             {"method": "minmax", "operators": ["MatMul", "Gemm"], "calibration": str(feeds)},
         ),
     }
