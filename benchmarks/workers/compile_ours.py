@@ -36,6 +36,7 @@ def main() -> None:
         seconds=time.perf_counter() - imported,
         import_seconds=imported - STARTED,
         imports_mb=imports_mb,
+        cpu_seconds=time.process_time(),
         phases=artifact.report.timings["phases"],
         diagnostics=[str(item) for item in artifact.report.diagnostics if item.severity > 0],
     )

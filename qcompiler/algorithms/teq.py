@@ -18,14 +18,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from qcompiler.algorithms.autoround import (
-    BlockData,
-    RoundedWeight,
-    Sample,
-    extrema,
-    in_groups,
-    round_in_groups,
-)
+from qcompiler.algorithms.block_data import BlockData, Errors, Sample
+from qcompiler.algorithms.rounded_weight import RoundedWeight, extrema, in_groups, round_in_groups
 from qcompiler.lift.lifted import Lifted
 from qcompiler.schemes import QSpec
 
@@ -102,7 +96,7 @@ def teq(
         targets: For each sample what the float block gives.
         keep: For each sample which rows ``[batch, sequence]`` are data, None being all.
         options: See :class:`TeqOptions`.
-        progress: Told the step and its loss.
+        progress: Told the step, and the error of its batch as a share of that without factors.
     """
     logs = []
     for group in groups:
@@ -114,10 +108,12 @@ def teq(
     alone = set(specs) - {value for group in groups for value in group.weights}
     for value in alone:
         block.put_behind(value, RoundedWeight(block.constant(value), specs[value]))
-    data = BlockData.of(block, inputs, targets, keep)
-    before = data.mean_loss(options.batch_size)
-    _train(data, logs, options, progress)
-    after = data.mean_loss(options.batch_size)
+    data = BlockData(block, inputs, targets, keep)
+    data.allow_half_precision()
+    start = data.all_errors(options.batch_size)
+    _train(data, start, logs, options, progress)
+    before = float(start.mean())
+    after = float(data.all_errors(options.batch_size).mean())
     if after < before:
         return TeqResult([log.factors() for log in logs], before, after)
     return TeqResult([np.ones(len(log)) for log in logs], before, before)
@@ -160,11 +156,12 @@ class _Transformed(nn.Module):  # type: ignore[misc]
 
 def _train(
     data: BlockData,
+    start: Errors,
     logs: Sequence[_Log],
     options: TeqOptions,
     progress: Callable[[int, float], None] | None,
 ) -> None:
-    """Leave the best factors seen, by the loss of their batch, in the modules."""
+    """Leave the best factors seen, by what is left of the error of their batch, in the modules."""
     free = [log.free for log in logs]
     if not free or not options.iters:
         return
@@ -175,13 +172,14 @@ def _train(
         rising = min(1.0, (step + 1) / warm)
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min(rising, 1 - step / options.iters)
-        loss = data.loss(chosen)
+        errors = data.errors(chosen)
+        share = float(errors.sums.detach().sum() / start.sums[list(chosen)].sum())
         if progress is not None:
-            progress(step, float(loss.detach()))
-        if float(loss.detach()) < best:
-            best, kept = float(loss.detach()), [item.detach().clone() for item in free]
+            progress(step, share)
+        if share < best:
+            best, kept = share, [item.detach().clone() for item in free]
         optimizer.zero_grad()
-        loss.backward()
+        (errors.mean() / start.mean()).backward()
         optimizer.step()
     with torch.no_grad():
         for item, was in zip(free, kept, strict=True):

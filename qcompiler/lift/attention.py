@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from qcompiler.lift.operands import Table, torch_dtype
 
@@ -42,13 +43,21 @@ def attention(
     present, share = (k, v), q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    root = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    scores = (q * root) @ (k * root).mT  # both sides, as ONNX defines it
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    bias = _bias(attn_mask, scores, is_causal, past_key.shape[2] if past_key is not None else 0)
-    precision = torch_dtype(softmax_precision) if softmax_precision else scores.dtype
-    y = _softmax(scores, bias, precision).to(v.dtype) @ v
+    past = past_key.shape[2] if past_key is not None else 0
+    if softcap or softmax_precision:
+        root = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        scores = (q * root) @ (k * root).mT  # both sides, as ONNX defines it
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        bias = _bias(attn_mask, q, k, is_causal, past)
+        precision = torch_dtype(softmax_precision) if softmax_precision else scores.dtype
+        y = _softmax(scores, bias, precision).to(v.dtype) @ v
+    elif is_causal and attn_mask is None and not past and q.shape[2] == k.shape[2]:
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        bias, empty = _freed(_bias(attn_mask, q, k, is_causal, past))
+        y = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        y = y if empty is None else y.masked_fill(empty, 0.0)
     y = y.transpose(1, 2).flatten(2) if packed else y
     return y if outputs == 1 else (y, *present)[:outputs]
 
@@ -58,29 +67,37 @@ def _heads(x: Tensor, count: int | None) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], count, -1).transpose(1, 2)
 
 
-def _bias(mask: Tensor | None, scores: Tensor, is_causal: int, past: int) -> Tensor | None:
+def _bias(mask: Tensor | None, q: Tensor, k: Tensor, is_causal: int, past: int) -> Tensor | None:
     """What is added to the scores; keys that a short mask does not name are masked."""
-    blocked = torch.tensor(float("-inf"), dtype=scores.dtype, device=scores.device)
+    blocked = torch.tensor(float("-inf"), dtype=q.dtype, device=q.device)
+    rows, columns = q.shape[2], k.shape[2]
     bias = None
     if mask is not None:
         bias = torch.where(mask, 0.0, blocked) if mask.dtype is torch.bool else mask
-        missing = scores.shape[-1] - bias.shape[-1]
-        bias = torch.nn.functional.pad(bias, [0, missing], value=float("-inf"))
+        bias = functional.pad(bias, [0, columns - bias.shape[-1]], value=float("-inf"))
     if is_causal:
-        rows, columns = scores.shape[-2:]
-        seen = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(past)
+        seen = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(past)
         causal = torch.where(seen, 0.0, blocked)
         bias = causal if bias is None else bias + causal
     return bias
 
 
-def _softmax(scores: Tensor, bias: Tensor | None, precision: torch.dtype) -> Tensor:
+def _freed(bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The bias without rows of -inf, and which those were, ``[..., rows, 1]``.
+
+    Such a row has no softmax, and would turn gradients into NaN: it is freed, then cleared.
+    """
     if bias is None:
-        return torch.softmax(scores.to(precision), -1)
-    # A row of -inf has no softmax, and would turn gradients into NaN: it is freed, then cleared.
+        return None, None
     empty = torch.isneginf(bias).all(-1, keepdim=True)
-    shares = torch.softmax((scores + bias.masked_fill(empty, 0.0)).to(precision), -1)
-    return shares.masked_fill(empty, 0.0)
+    return bias.masked_fill(empty, 0.0), empty
+
+
+def _softmax(scores: Tensor, bias: Tensor | None, precision: torch.dtype) -> Tensor:
+    bias, empty = _freed(bias)
+    if bias is None or empty is None:
+        return torch.softmax(scores.to(precision), -1)
+    return torch.softmax((scores + bias).to(precision), -1).masked_fill(empty, 0.0)
 
 
 def rotary_embedding(
@@ -151,13 +168,13 @@ def group_query_attention(
         positions = rows.expand(q.shape[0], -1)
         q = rotary_embedding(q, cos_cache, sin_cache, positions, **turn)
         k = rotary_embedding(k, cos_cache, sin_cache, positions, **turn)
-    columns = torch.arange(past + q.shape[2], device=q.device)
-    seen = columns <= rows[:, None]
+    seen = None
     if local_window_size > 0:
-        seen = seen & (columns > rows[:, None] - local_window_size)
+        columns = torch.arange(past + q.shape[2], device=q.device)
+        seen = columns > rows[:, None] - local_window_size
     y, *present = attention(
         q, k, v, seen, past_key, past_value,
-        scale=scale or None, softcap=softcap, outputs=3,
+        is_causal=1, scale=scale or None, softcap=softcap, outputs=3,
     )  # fmt: skip
     y = y.transpose(1, 2).flatten(2)
     return y if outputs == 1 else (y, *present)[:outputs]

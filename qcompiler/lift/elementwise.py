@@ -77,12 +77,12 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
     """``x * sigmoid(alpha x)``."""
-    return x * torch.sigmoid(alpha * x)
+    return functional.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
 
 
 def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     """``x * sigmoid(alpha x)``."""
-    return functional.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
+    return quick_gelu(x, alpha=alpha)
 
 
 def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 from qcompiler.algorithms.autoround import (  # noqa: E402 - needs torch
     AutoRoundOptions,
     AutoRoundResult,
-    RoundedWeight,
     autoround,
 )
+from qcompiler.algorithms.rounded_weight import RoundedWeight  # noqa: E402
 from qcompiler.lift import lift  # noqa: E402
 from qcompiler.schemes import QSpec  # noqa: E402
 from two_products import IN, block  # noqa: E402 - needs torch
@@ -82,6 +82,7 @@ def test_the_module_computes_what_its_integers_say(
     with torch.no_grad():
         module.shift.uniform_(-0.5, 0.5, generator=generator)
         module.low.uniform_(0.5, 1, generator=generator)
+        module.refresh()
         seen = module(weight).numpy()
     np.testing.assert_allclose(module.to_qtensor().dequantize(), seen, rtol=1e-6, atol=1e-6)
 
