@@ -1,7 +1,8 @@
 """Compare weight-only compilation of SmolLM2 with peers: ``python benchmarks/language.py``.
 
 Perplexity on two corpora, size, seconds and peak memory of the compile, each in a process of its
-own. What is calibrated is calibrated on windows of *Emma*. See README.md beside this file.
+own. What is calibrated is calibrated on windows of *Emma*. What ONNX Runtime GenAI reads is timed,
+too: tokens per second of a prompt and after it, in rounds. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +31,7 @@ _WINDOWS, _LENGTH = 8, 512
 _VERSES = 400  # some 30 tokens each
 _NEED_DATA = ("gptq", "awq", "teq", "autoround")
 _ORT = {"ort-rtn": "rtn", "ort-hqq": "hqq", "ort-k-quant": "k_quant"}
+_PROMPTS, _NEW_TOKENS, _THREADS = (64, 512), 64, 2
 
 
 def main() -> None:
@@ -58,6 +61,9 @@ def main() -> None:
         for name in options.peers
         if name.split(":")[0] in TORCH_PEERS
     ]
+    jobs += [
+        (name, lambda name=name: _builder(name, model, out, corpora)) for name in options.builder
+    ]
     for name, job in jobs:
         print(f"-- {name}", flush=True)
         try:
@@ -65,14 +71,24 @@ def main() -> None:
         except JobError as error:
             rows[name] = {"failed": str(error)}
         _save(out, rows, describe(2, peers.versions if peers else {}), vars(options))
+    if options.rounds:
+        _time(rows, model, options.rounds)
+        _save(out, rows, describe(2, peers.versions if peers else {}), vars(options))
     print((out / "language.md").read_text(encoding="utf-8"))
 
 
 def _ours(
     name: str, model: SmolLM2, data: pathlib.Path, out: pathlib.Path, corpora: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """``algorithm:bits:group:sym|asym``, block layers only, as the peers do it."""
-    algorithm, bits, group, kind = name.split(":")
+    """``algorithm:bits:group:sym|asym|float``, block layers only, as the peers do it.
+
+    ``:head8`` behind it: embedding and head in one table of 8 bits. ``:prefill`` behind that: int8
+    products for prompts, timed on a folder that gives the logits of the last token only.
+    """
+    algorithm, bits, group, kind, *more = name.split(":")
+    if unknown := set(more) - {"head8", "prefill"}:
+        raise SystemExit(f"{name}: unknown {', '.join(sorted(unknown))}")
+    rule = {"bits": 8, "algorithm": "rtn", "zero_point": "int"}
     recipe = {
         "base": f"w4-{algorithm}",
         "weights": {
@@ -81,16 +97,62 @@ def _ours(
             "symmetric": kind == "sym",
             "zero_point": "float" if kind == "float" else "int",
         },
-        "embeddings": False,
-        "rules": [{"match": "lm_head", "scheme": "float"}],
+        "embeddings": "head8" in more,
+        "rules": [{"match": "lm_head", **(rule if "head8" in more else {"scheme": "float"})}],
+        "prefill": "int8-stored" if "prefill" in more else None,
         "verify": {"enabled": False},
     }
     made = out / "artifacts" / name.replace(":", "-")
-    done = run_job(pathlib.Path(sys.executable), "compile_ours.py", {
-        "model": str(model.folder()), "output": str(made), "recipe": recipe, "form": None,
+    job = {
+        "model": str(model.folder()),
+        "form": None,
         "calibration": str(data) if algorithm in _NEED_DATA else None,
+    }
+    timed = made.with_name(f"{made.name}-last") if "prefill" in more else made
+    if timed is not made:
+        last = {**job, "recipe": {**recipe, "last_logits": True}, "output": str(timed)}
+        run_job(pathlib.Path(sys.executable), "compile_ours.py", last, _SECONDS)
+    job = {**job, "recipe": recipe, "output": str(made)}
+    done = run_job(pathlib.Path(sys.executable), "compile_ours.py", job, _SECONDS)
+    scores = _scores(model, Artifact.load(made).run, corpora)
+    return {**_made(done, made), **scores, "folder": str(timed)}
+
+
+def _builder(
+    name: str, model: SmolLM2, out: pathlib.Path, corpora: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``genai-precision`` or ``genai-precision-algorithm`` by ONNX Runtime GenAI's builder."""
+    _, precision, *algorithm = name.split("-")
+    made = out / "peers" / name
+    done = run_job(pathlib.Path(sys.executable), "build_genai.py", {
+        "model": str(model.folder()), "output": str(made), "precision": precision,
+        "algorithm": algorithm[0] if algorithm else None,
     }, _SECONDS)  # fmt: skip
-    return {**_made(done, made), **_scores(model, Artifact.load(made).run, corpora)}
+    scores = _scores(model, run_onnx(made / "model.onnx"), corpora)
+    return {**_made(done, made), **scores, "folder": str(made)}
+
+
+def _time(rows: Mapping[str, Any], model: SmolLM2, rounds: int) -> None:
+    """Add tokens per second to rows with a folder: medians of rounds, a process for each."""
+    folders = {name: row["folder"] for name, row in rows.items() if "folder" in row}
+    tokens = model.tokens("persuasion")
+    job = {
+        "threads": _THREADS,
+        "prompts": {str(length): tokens[:length].tolist() for length in _PROMPTS},
+        "new_tokens": _NEW_TOKENS,
+    }
+    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in folders}
+    for turn in range(rounds):
+        print(f"-- round {turn + 1} of {rounds}", flush=True)
+        for name, folder in folders.items():
+            done = run_job(pathlib.Path(sys.executable), "generate.py", {**job, "folder": folder})
+            found[name].append(done["rates"])
+    for name, rates in found.items():
+        for length in map(str, _PROMPTS):
+            for what in ("prefill", "decode"):
+                each = [rate[length][what] for rate in rates]
+                rows[name][f"{what}_{length}"] = statistics.median(each)
+                rows[name][f"{what}_{length}_rounds"] = each
 
 
 def _ort(
@@ -138,12 +200,14 @@ def _save(
 ) -> None:
     told = {"machine": machine, "options": {k: str(v) for k, v in options.items()}, "rows": rows}
     (out / "language.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    rates = [f"{what}_{length}" for length in _PROMPTS for what in ("prefill", "decode")]
     head = ("who:bits:group:kind", "*Persuasion*", "verses", "MB", "seconds", "peak MB")
+    head += tuple(f"{rate.replace('_', ' ')}, tokens/s" for rate in rates)
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, row in rows.items():
         cells = [
             "failed: " + row["failed"] if "failed" in row else _cell(row, "persuasion"),
-            *(_cell(row, key) for key in ("verses", "mb", "seconds", "peak_mb")),
+            *(_cell(row, key) for key in ("verses", "mb", "seconds", "peak_mb", *rates)),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     (out / "language.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -168,8 +232,9 @@ def _options() -> argparse.Namespace:
                 "awq": ("asym",),
             }.items()
             for kind in kinds
-        ],
-        help="algorithm:bits:group:sym|asym|float, with commas between",
+        ]
+        + ["rtn:4:64:asym:head8", "gptq:4:64:asym:head8", "gptq:4:64:asym:head8:prefill"],
+        help="algorithm:bits:group:sym|asym|float[:head8[:prefill]], with commas between",
     )
     parser.add_argument(
         "--peers",
@@ -184,6 +249,13 @@ def _options() -> argparse.Namespace:
         ],
         help=f"one of {', '.join([*_ORT, *TORCH_PEERS])}, as above",
     )
+    parser.add_argument(
+        "--builder",
+        type=_names,
+        default=["genai-fp32", "genai-int4", "genai-int4-k_quant_mixed"],
+        help="genai-precision[-algo_config] of ONNX Runtime GenAI's builder",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="of timing generation; 0: none")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
     return parser.parse_args()
