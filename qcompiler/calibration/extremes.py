@@ -13,21 +13,27 @@ from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import remove_dead
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.settings import SessionSettings
 
 __all__ = ["channel_extremes"]
 
+_DEFAULT = SessionSettings()
 Floats = npt.NDArray[np.float32]
 
 
 def channel_extremes(
-    model: ir.Model, axes: dict[str, int], feeds: Iterable[Feed]
+    model: ir.Model,
+    axes: dict[str, int],
+    feeds: Iterable[Feed],
+    settings: SessionSettings = _DEFAULT,
 ) -> dict[str, tuple[Floats, Floats]]:
     """Least and greatest value by channel over all feeds.
 
     Args:
-        model: The float model; left as it is.
+        model: The float model, or one that is lowered; left as it is.
         axes: Axis of the channels, 1 or -1, by the name of a value that a node makes.
         feeds: Checked feeds.
+        settings: Options of the session that runs it.
 
     Returns:
         Two arrays ``[channels]`` for each value.
@@ -39,7 +45,7 @@ def channel_extremes(
     if not axes:
         return found
     copy = _tapped(model, axes)
-    session = open_session(copy, code=Code.FLOAT_MODEL_FAILS)
+    session = open_session(copy, settings=settings, code=Code.FLOAT_MODEL_FAILS)
     for feed in feeds:
         for name, array in run(session, feed, list(axes)).items():
             rows = as_rows(array.astype(np.float32, copy=False), axes[name])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from qcompiler.numerics.packing import unpack_bits
 
-__all__ = ["byte_columns", "column_steps"]
+__all__ = ["byte_columns", "column_steps", "dequantized", "row_shares"]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -31,8 +31,35 @@ def column_steps(scale: Floats, zero_point: Bytes | None, bits: int) -> Floats:
     return np.maximum(reach.max(axis=1) / np.float32(127), _TINY)  # type: ignore[no-any-return]
 
 
+def row_shares(factors: Floats, size: int) -> tuple[Floats, Floats]:
+    """Factors of rows as the largest of each block, and each row's share of its block's.
+
+    Args:
+        factors: ``[K]``, > 0.
+        size: Rows of a block; the last one may have fewer.
+
+    Returns:
+        ``[blocks]`` and ``[K]``.
+    """
+    largest = np.maximum.reduceat(factors, np.arange(0, len(factors), size))
+    return largest, factors / np.repeat(largest, size)[: len(factors)]
+
+
+def dequantized(data: Bytes, scale: Floats, zero_point: Bytes | None, bits: int) -> Floats:
+    """The numbers of a weight of ``MatMulNBits``, ``[N, blocks * block_size]``; see below."""
+    codes = unpack_bits(data, bits, data.shape[2] * 8 // bits).astype(np.float32)
+    codes -= _zeros(zero_point, bits, scale.shape)[..., None]
+    codes *= scale[..., None]
+    return codes.reshape(len(codes), -1)
+
+
 def byte_columns(
-    data: Bytes, scale: Floats, zero_point: Bytes | None, bits: int, k: int
+    data: Bytes,
+    scale: Floats,
+    zero_point: Bytes | None,
+    bits: int,
+    k: int,
+    shares: Floats | None = None,
 ) -> npt.NDArray[np.int8]:
     """A weight of ``MatMulNBits`` in :func:`column_steps`.
 
@@ -42,15 +69,16 @@ def byte_columns(
         zero_point: As in :func:`column_steps`.
         bits: 2, 4 or 8.
         k: Rows of the weight; the last block may go beyond.
+        shares: ``[K]`` at most 1, rows are multiplied by them; None leaves them.
 
     Returns:
         int8 ``[K, N]``.
     """
-    zeros = _zeros(zero_point, bits, scale.shape)
     ratio = scale / column_steps(scale, zero_point, bits)[:, None]
-    codes = unpack_bits(data, bits, data.shape[2] * 8 // bits).astype(np.float32)
-    steps = np.rint((codes - zeros[..., None]) * ratio[..., None]).astype(np.int8)
-    return np.ascontiguousarray(steps.reshape(len(steps), -1)[:, :k].T)
+    numbers = dequantized(data, ratio, zero_point, bits)[:, :k]
+    if shares is not None:
+        numbers *= shares
+    return np.ascontiguousarray(np.rint(numbers).astype(np.int8).T)
 
 
 def _zeros(zero_point: Bytes | None, bits: int, shape: tuple[int, ...]) -> Floats:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic
-from qcompiler.ir.edit import Tape, fresh_name, import_domain
+from qcompiler.ir.edit import Tape, add_initializer, constant, fresh_name, import_domain
 from qcompiler.ir.provenance import inherit
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.runtime.settings import SessionSettings
@@ -24,9 +25,12 @@ from qcompiler_passes.lower.int8_products import (
     quantized_rows,
     stored_weight,
 )
+from qcompiler_passes.lower.prefill_factors import PrefillFactors, find_factors
 from qcompiler_passes.lower.to_ort import UNPACKING_SETTINGS
 
 __all__ = ["PREFILL_SETTINGS", "AddPrefill"]
+
+Floats = npt.NDArray[np.float32]
 
 # The int8 weights are made by constant folding, of DequantizeLinear as well.
 PREFILL_SETTINGS = SessionSettings(
@@ -61,6 +65,9 @@ class AddPrefill(Pass):
             then: %y1 = MatMulIntegerToFloat(Quantize(%x), %int8, %row_scale, %column_scale, 128)
             else: %y2 = MatMulNBits(%x, %weight, %scale)
 
+    With calibration data the channels of activations are levelled, on the int8 branch alone, by
+    gains of normalizations and scales of columns of its own (:mod:`.prefill_factors`).
+
     A head that reads one position of each text stays behind the If. Works on form ``ort``, and only
     where the recipe says ``prefill``.
     """
@@ -81,12 +88,13 @@ class AddPrefill(Pass):
             return PassResult(False, (Diagnostic(Code.NO_PREFILL, "", reason),))
         import_domain(model, "com.microsoft")
         make = stored_weight if state.recipe.prefill == "int8-stored" else byte_weight
-        weights = _branch(graph, ids, products, make)
+        factors = find_factors(model, products, state)
+        weights = _branch(graph, ids, products, make, factors or PrefillFactors())
         define_functions(model)
         made = any(not weight.stored for weight in weights)
         if made and state.session.level in ("disable", "basic"):
             state.session = PREFILL_SETTINGS
-        return PassResult(True, (_cost(weights),))
+        return PassResult(True, (_cost(weights, factors),))
 
 
 def _reason(
@@ -120,9 +128,10 @@ def _branch(
     graph: ir.Graph,
     ids: ir.Value,
     products: set[ir.Node],
-    make: Callable[[Tape, ir.Node], ByteWeight],
+    make: Callable[[Tape, ir.Node, Floats | None, Floats | None], ByteWeight],
+    factors: PrefillFactors,
 ) -> list[ByteWeight]:
-    layers = _between(graph, products)
+    layers = _between(graph, products, factors.gains)
     inside = set(layers)
     given = [
         output
@@ -133,8 +142,17 @@ def _branch(
     tape = Tape(graph, "prefill")
     length = tape.op("Shape", ids, start=1, end=2)
     is_long = tape.op("GreaterOrEqual", length, np.array([_SHORTEST], np.int64))
-    weights = {node: make(tape, node) for node in layers if node in products}
-    prefill = _prefill(graph, layers, weights, given)
+    weights = {
+        node: make(
+            tape,
+            node,
+            None if node.inputs[0] is None else factors.rows.get(node.inputs[0]),
+            factors.columns.get(node),
+        )
+        for node in layers
+        if node in products
+    }
+    prefill = _prefill(graph, layers, weights, given, factors.gains)
     choice = ir.node("If", [is_long], num_outputs=len(given), name=fresh_name(graph, "layers"))
     graph.insert_before(layers[0], [*tape.nodes, choice])
     for old, new in zip(given, choice.outputs, strict=True):
@@ -147,14 +165,25 @@ def _branch(
     return list(weights.values())
 
 
-def _cost(weights: Sequence[ByteWeight]) -> Diagnostic:
+def _divided(graph: ir.Graph, value: ir.Value | None, factors: Floats) -> ir.Value | None:
+    """A constant of a normalization, divided channel by channel."""
+    array = constant(value)
+    if value is None or array is None:
+        return value
+    return add_initializer(graph, f"{_PREFIX}{value.name}", (array / factors).astype(array.dtype))
+
+
+def _cost(weights: Sequence[ByteWeight], factors: PrefillFactors | None) -> Diagnostic:
     size = sum(weight.size for weight in weights)
     stored = sum(weight.size for weight in weights if weight.stored)
+    levelled = "their inputs are rounded as they are: there is no calibration data, or no smoothing"
+    if factors is not None:
+        levelled = f"channels of {len(factors.rows)} of their inputs are levelled"
     return Diagnostic(
         Code.PREFILL_MEMORY,
         "",
         f"prompts of {_SHORTEST} tokens and more take int8 products: their {len(weights)} weights "
-        f"take {size / 1e6:.1f} MB of memory and {stored / 1e6:.1f} MB of the file",
+        f"take {size / 1e6:.1f} MB of memory and {stored / 1e6:.1f} MB of the file; " + levelled,
         ""
         if stored
         else "they are made when the model is loaded, which takes some seven times "
@@ -163,8 +192,8 @@ def _cost(weights: Sequence[ByteWeight]) -> Diagnostic:
     )
 
 
-def _between(graph: ir.Graph, products: set[ir.Node]) -> list[ir.Node]:
-    """The products and all that lies on a way from one to another, in order."""
+def _between(graph: ir.Graph, products: set[ir.Node], norms: Collection[ir.Node]) -> list[ir.Node]:
+    """The products, their norms, and all that lies on a way from one product to another."""
     behind, before = set(products), set(products)
     for node in graph:
         if any(value is not None and value.producer() in behind for value in node.inputs):
@@ -172,7 +201,7 @@ def _between(graph: ir.Graph, products: set[ir.Node]) -> list[ir.Node]:
     for node in reversed(graph):
         if any(use.node in before for output in node.outputs for use in output.uses()):
             before.add(node)
-    return [node for node in graph if node in behind and node in before]
+    return [node for node in graph if (node in behind and node in before) or node in norms]
 
 
 def _hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value, inside: set[ir.Node]) -> None:
@@ -192,13 +221,16 @@ def _prefill(
     layers: Sequence[ir.Node],
     weights: Mapping[ir.Node, ByteWeight],
     given: Sequence[ir.Value],
+    gains: Mapping[ir.Node, Floats],
 ) -> ir.Graph:
-    """A copy of the layers with int8 products."""
+    """A copy of the layers with int8 products, and the gains of some normalizations divided."""
     copies: dict[ir.Value, ir.Value] = {}
     rows: dict[ir.Value, Rows] = {}
     nodes: list[ir.Node] = []
     for node in layers:
         inputs = [value and copies.get(value, value) for value in node.inputs]
+        if node in gains:
+            inputs[1:] = [_divided(graph, value, gains[node]) for value in inputs[1:]]
         tape = Tape(graph, f"{_PREFIX}{node.name}")
         if node in weights:
             x = inputs[0]

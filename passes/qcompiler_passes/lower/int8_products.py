@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape
-from qcompiler.numerics.byte_columns import byte_columns, column_steps
+from qcompiler.numerics.byte_columns import byte_columns, column_steps, row_shares
 from qcompiler_passes.apply.weight_functions import COLUMN_STEPS, DOMAIN
 from qcompiler_passes.apply.weight_writer import add_lazy
 
@@ -21,6 +22,8 @@ __all__ = [
     "quantized_rows",
     "stored_weight",
 ]
+
+Floats = npt.NDArray[np.float32]
 
 _PREFIX = "prefill/"
 _TINY = np.float32(np.finfo(np.float32).tiny)  # of a row of zeros
@@ -56,11 +59,19 @@ class Rows:
     scale: ir.Value
 
 
-def byte_weight(tape: Tape, product: ir.Node) -> ByteWeight:
+def byte_weight(
+    tape: Tape, product: ir.Node, rows: Floats | None = None, columns: Floats | None = None
+) -> ByteWeight:
     """Nodes of constants that make int8 of the weight of a ``MatMulNBits``.
 
     The weight is rounded a second time, in steps of a 127th of the largest number that the codes
     of a column can say: a sixteenth of the 4-bit step of the group with the largest scale.
+
+    Args:
+        tape: Takes the nodes.
+        product: The ``MatMulNBits``.
+        rows: ``[K]``, > 0: what each row is multiplied by; None leaves them.
+        columns: ``[N]``, > 0: what each column is divided by; None leaves them.
     """
     data, scale, zero_point = (_at(product, index) for index in (1, 2, 3))
     assert scale is not None, "a product has scales"
@@ -73,9 +84,16 @@ def byte_weight(tape: Tape, product: ir.Node) -> ByteWeight:
         zeros = tape.op("Expand", middle, np.array([blocks, n], np.int64))
     else:
         zeros = _columns(tape, zero_point, bits, n, blocks, -(-blocks * bits // 8) * 8 // bits)
+    scale = tape.op("Reshape", scale, np.array([n, blocks], np.int64))
+    fine: dict[str, Any] = {}  # the step of a row, relative to that of its column
+    unit = np.array(1, np.float16)
+    if rows is not None:
+        largest, shares = row_shares(rows, size)
+        scale = tape.op("Mul", scale, largest[None])
+        unit, fine = (1 / shares).astype(np.float16), {"axis": 0}
     steps, ratio = tape.op(
         COLUMN_STEPS,
-        tape.op("Reshape", scale, np.array([n, blocks], np.int64)),
+        scale,
         zeros,
         np.array((1 << bits) - 1, np.float32),
         domain=DOMAIN,
@@ -83,38 +101,45 @@ def byte_weight(tape: Tape, product: ir.Node) -> ByteWeight:
     )
     codes = _columns(tape, data, bits, n, k, blocks * size)
     numbers = tape.op("DequantizeLinear", codes, ratio, zeros, axis=0, block_size=size)
-    q = tape.op("QuantizeLinear", numbers, np.array(1, np.float16), np.array(0, np.int8))
+    q = tape.op("QuantizeLinear", numbers, unit, np.zeros(unit.shape, np.int8), **fine)
+    if columns is not None:
+        steps = tape.op("Div", steps, columns)
     q.type, q.shape = ir.TensorType(ir.DataType.INT8), ir.Shape([k, n])
     steps.type, steps.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([n])
     return ByteWeight(q, steps, k * n + 4 * n, stored=False)
 
 
-def stored_weight(tape: Tape, product: ir.Node) -> ByteWeight:
+def stored_weight(
+    tape: Tape, product: ir.Node, rows: Floats | None = None, columns: Floats | None = None
+) -> ByteWeight:
     """The same as constants, computed when they are written.
 
     Weights that are themselves made when the model is loaded get :func:`byte_weight`.
     """
     values = [_at(product, index) for index in (1, 2, 3)]
     if any(value is not None and value.const_value is None for value in values):
-        return byte_weight(tape, product)
+        return byte_weight(tape, product, rows, columns)
     # asked for now: while a model is written, values hold what stands for their tensors
     tensors = [None if value is None else value.const_value for value in values]
-    k, n, bits = (product.attributes[name].as_int() for name in ("K", "N", "bits"))
+    k, n, bits, size = (
+        product.attributes[name].as_int() for name in ("K", "N", "bits", "block_size")
+    )
+    largest, shares = (None, None) if rows is None else row_shares(rows, size)
 
     def constants() -> tuple[Any, Any, Any]:
         arrays: list[Any] = [None if tensor is None else tensor.numpy() for tensor in tensors]
         data, scale, zero_point = arrays
-        scale = scale.reshape(n, data.shape[1])
+        scale = scale.reshape(n, data.shape[1]) * (1 if largest is None else largest)
         return data, scale, None if zero_point is None else zero_point.reshape(n, -1)
 
     name = f"{_PREFIX}{product.name}"
     q = add_lazy(
         tape.graph, f"{name}/q", (k, n), ir.DataType.INT8,
-        lambda: byte_columns(*constants(), bits, k),
+        lambda: byte_columns(*constants(), bits, k, shares),
     )  # fmt: skip
     steps = add_lazy(
         tape.graph, f"{name}/scale", (n,), ir.DataType.FLOAT,
-        lambda: column_steps(*constants()[1:], bits),
+        lambda: column_steps(*constants()[1:], bits) / (1 if columns is None else columns),
     )  # fmt: skip
     return ByteWeight(q, steps, k * n + 4 * n, stored=True)
 

@@ -14,13 +14,13 @@ from qcompiler import Artifact, qcompile
 from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import Tape
 from qcompiler.ir.walk import body_graphs
-from qcompiler.numerics.byte_columns import byte_columns, column_steps
+from qcompiler.numerics.byte_columns import byte_columns, column_steps, dequantized
 from qcompiler.numerics.packing import pack_bits
 from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.session import open_session, run
 from qcompiler_passes.apply.weight_functions import define_functions
 from qcompiler_passes.lower.add_prefill import PREFILL_SETTINGS
-from qcompiler_passes.lower.int8_products import byte_weight
+from qcompiler_passes.lower.int8_products import byte_weight, stored_weight
 
 WEIGHTS = {"bits": 4, "group_size": 16, "symmetric": True}
 
@@ -104,6 +104,66 @@ def test_int8_weights_are_those_of_few_bits_to_half_a_step(
     stored = byte_columns(constants[0], *packed, bits, k)
     assert (np.abs(stored * steps - wanted) <= 0.5001 * steps).all()
     assert (np.abs(q.astype(np.int32) - stored) <= 1).all()
+
+
+@pytest.mark.parametrize("k", [64, 40])
+def test_int8_weights_have_rows_multiplied_and_columns_divided(k: int) -> None:
+    rng, n, bits, size = np.random.default_rng(k), 6, 4, 16
+    blocks = -(-k // size)
+    data = rng.integers(0, 256, (n, blocks, size * bits // 8)).astype(np.uint8)
+    scale = rng.uniform(0.05, 0.1, (n, blocks)).astype(np.float32)
+    rows, columns = (rng.uniform(0.2, 5.0, length).astype(np.float32) for length in (k, n))
+    wanted = dequantized(data, scale, None, bits)[:, :k].T * rows[:, None] / columns
+
+    found = {}
+    for make in (byte_weight, stored_weight):
+        graph = ir.Graph([], [], nodes=[], opset_imports={"": 23, "com.microsoft": 1})
+        model, tape = ir.Model(graph, ir_version=10), Tape(graph, "w")
+        values = [tape.op("Identity", array).producer().inputs[0] for array in (data, scale)]
+        attributes = {"K": k, "N": n, "bits": bits, "block_size": size}
+        product = ir.node("MatMulNBits", [None, *values], attributes, domain="com.microsoft")
+        weight = make(tape, product, rows, columns)
+        outputs = [tape.op("Identity", value) for value in (weight.q, weight.scale)]
+        graph.extend(tape.nodes)
+        graph.outputs.extend(outputs)
+        graph.opset_imports["qcompiler"] = 1
+        define_functions(model)
+        q, steps = run(open_session(model, settings=PREFILL_SETTINGS), {}).values()
+        bound = (0.5 + 2 * 127 * 2.0**-11) * steps  # two factors in float16
+        assert (np.abs(q * steps - wanted) <= bound).all()
+        found[make] = steps
+    np.testing.assert_allclose(found[byte_weight], found[stored_weight], rtol=1e-6)
+
+
+def test_large_channels_are_levelled_for_prompts_alone() -> None:
+    recipe = {"base": "weight-int4", "weights": WEIGHTS, "verify": {"enabled": False}}
+    model = decoder("llama")
+    with pytest.importorskip("torch").no_grad():
+        for layer in model.model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight[:16] *= 60.0
+            for after in (layer.self_attn, layer.mlp):
+                for weight in after.parameters():
+                    if weight.ndim == 2 and weight.shape[1] == norm.weight.shape[0]:
+                        weight[:, :16] /= 60.0
+    ids = tokens(2, 24)
+    found = {}
+    for prefill, data in ((None, None), ("int8", None), ("int8", ids), ("int8-stored", ids)):
+        made = {**recipe, "prefill": prefill, "text": {"length": 24, "samples": 2}}
+        artifact = qcompile(model, "cpu-amx", made, calibration=data)
+        found[prefill, data is not None] = step(artifact, ids), step(artifact, ids[:, :5])
+        if data is not None:
+            (told,) = (d for d in artifact.report.diagnostics if d.code is Code.PREFILL_MEMORY)
+            assert "channels of 7 of their inputs are levelled" in told.message
+    want, short = found[None, False]
+
+    def error(key: tuple[str, bool]) -> float:
+        return float(np.square(found[key][0]["logits"] - want["logits"]).mean())
+
+    assert error(("int8", True)) < error(("int8", False)) / 4
+    assert error(("int8-stored", True)) < error(("int8", False)) / 4
+    for name, value in short.items():
+        np.testing.assert_array_equal(value, found["int8", True][1][name], name)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen3", "phi3", "gemma2", "gpt2"])
