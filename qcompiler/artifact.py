@@ -30,6 +30,7 @@ from qcompiler.plan import Plan
 from qcompiler.report.model import Report
 from qcompiler.runtime.inputs import InputSpec, check_feed, input_specs
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.scratch import Scratch, clear_stale
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -100,13 +101,14 @@ class Artifact:
             QcError: QC706, the place cannot be written, is full, or holds other files.
         """
         final = check_place(folder)
-        staging: pathlib.Path | None = None
+        scratch: Scratch | None = None
         try:
             inside = final.is_dir() and not (final / MANIFEST).is_file()
             home = final if inside else final.parent
             home.mkdir(parents=True, exist_ok=True)
-            staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.", dir=home))
-            staging.chmod(0o755)
+            scratch = Scratch(home, _staging_prefix(final))
+            staging = scratch.folder / "artifact"
+            staging.mkdir()
             self._write(staging)
             if inside:
                 _lift(staging, final)
@@ -120,8 +122,8 @@ class Artifact:
                 "choose another folder, or free some space",
             ) from error
         finally:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
+            if scratch is not None:
+                scratch.remove()
         return final
 
     def _write(self, folder: pathlib.Path) -> None:
@@ -200,6 +202,10 @@ class Artifact:
             raise _damaged(root, f"{type(error).__name__}: {error}") from error
 
 
+def _staging_prefix(final: pathlib.Path) -> str:
+    return f".{final.name[:100]}.new."
+
+
 def model_bytes(model: ir.Model) -> int:
     """Bytes of all constants of the model, nested bodies included; shared tensors count once."""
     from qcompiler.ir.walk import all_graphs
@@ -215,6 +221,8 @@ def model_bytes(model: ir.Model) -> int:
 def check_place(folder: str | os.PathLike[str]) -> pathlib.Path:
     """The real path of a folder that an artifact may be saved to; nothing is made there yet.
 
+    What a killed compile left there half-written is removed.
+
     Raises:
         QcError: QC706, it is a file, holds other files, or cannot be looked into.
     """
@@ -228,6 +236,8 @@ def check_place(folder: str | os.PathLike[str]) -> pathlib.Path:
     try:
         final = pathlib.Path(os.path.realpath(folder))
         is_file = final.is_file()
+        if final.is_dir():
+            clear_stale(final, _staging_prefix(final))
         foreign = final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.scratch import Scratch
 
 __all__ = ["Spool"]
 
@@ -34,15 +35,15 @@ class Spool:
         self._limit = limit
         self._held = 0
         self._place = folder
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         self._arrays: dict[str, dict[int, _Array | pathlib.Path]] = {}
         self._forms: dict[str, tuple[np.dtype[Any], tuple[int | None, ...]]] = {}
 
     def close(self) -> None:
         """Forget everything and remove the files."""
         self._arrays.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def form(self, name: str) -> tuple[np.dtype[Any], tuple[int | None, ...]]:
         """Type and shape of the arrays of a name; None for sizes in which they differ."""
@@ -88,10 +89,10 @@ class Spool:
 
     def _write(self, array: _Array) -> pathlib.Path:
         try:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="qcompiler-", dir=self._place)
+            if self._scratch is None:
+                self._scratch = Scratch(self._place)
             number = self.spilled  # grows with each file: a name of its own
-            path = pathlib.Path(self._folder.name) / f"{number}.npy"
+            path = self._scratch.folder / f"{number}.npy"
             np.save(path, array)
         except OSError as error:
             raise QcError(

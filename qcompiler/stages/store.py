@@ -18,6 +18,7 @@ import numpy.typing as npt
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import QSpec
+from qcompiler.scratch import Scratch
 from qcompiler.stages.cut import Site
 
 __all__ = ["StoredWeights", "WeightStore"]
@@ -36,13 +37,14 @@ class WeightStore:
         """Open or make the folder.
 
         Args:
-            folder: Where; None is a temporary one that goes with this object.
+            folder: Where; None is a temporary one that goes with this object, or, when the process
+                is killed, with the next compile.
 
         Raises:
             QcError: QC706, it cannot be made.
         """
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="qcompiler-")
-        self.folder = pathlib.Path(folder or self._temporary.name)  # type: ignore[union-attr]
+        self._scratch = None if folder else Scratch()
+        self.folder = pathlib.Path(folder) if folder else self._scratch.folder  # type: ignore[union-attr]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

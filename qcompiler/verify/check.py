@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Plan, Verdict
 from qcompiler.runtime.kv_cache import cache_in_floats
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.scratch import Scratch
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import Proof, prove
 
@@ -102,7 +102,7 @@ def check_artifact(
     host_fits = _host_fits(state)
     plan = state.plan
     provable = host_fits and plan is not None and _is_quantized(plan)
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+    with Scratch() as folder:
         optimized = pathlib.Path(folder, "optimized.onnx") if provable else None
         with concurrent.futures.ThreadPoolExecutor(1) as beside:  # each loads on one core
             opening = beside.submit(
