@@ -29,7 +29,7 @@ from suite.torch_peers import TORCH_PEERS, run_torch_peer
 _SECONDS = 7200
 _WINDOWS, _LENGTH = 8, 512
 _VERSES = 400  # some 30 tokens each
-_NEED_DATA = ("gptq", "awq", "teq", "autoround")
+_NEED_DATA = ("gptq", "awq", "awq+gptq", "teq", "autoround")
 _ORT = {"ort-rtn": "rtn", "ort-hqq": "hqq", "ort-k-quant": "k_quant"}
 _PROMPTS, _NEW_TOKENS, _THREADS = (64, 512), 64, 2
 
@@ -90,7 +90,8 @@ def _ours(
         raise SystemExit(f"{name}: unknown {', '.join(sorted(unknown))}")
     rule = {"bits": 8, "algorithm": "rtn", "zero_point": "int"}
     recipe = {
-        "base": f"w4-{algorithm}",
+        "base": f"w4-{algorithm.removesuffix('+gptq')}",
+        "awq": {"rounding": "gptq" if algorithm == "awq+gptq" else "nearest"},
         "weights": {
             "bits": int(bits),
             "group_size": int(group),
@@ -99,14 +100,14 @@ def _ours(
         },
         "embeddings": "head8" in more,
         "rules": [{"match": "lm_head", **(rule if "head8" in more else {"scheme": "float"})}],
-        "prefill": "int8-stored" if "prefill" in more else None,
+        "prefill": "int8" if "prefill" in more else None,
         "verify": {"enabled": False},
     }
     made = out / "artifacts" / name.replace(":", "-")
     job = {
         "model": str(model.folder()),
         "form": None,
-        "calibration": str(data) if algorithm in _NEED_DATA else None,
+        "calibration": str(data) if algorithm in _NEED_DATA or "prefill" in more else None,
     }
     timed = made.with_name(f"{made.name}-last") if "prefill" in more else made
     if timed is not made:
@@ -115,7 +116,7 @@ def _ours(
     job = {**job, "recipe": recipe, "output": str(made)}
     done = run_job(pathlib.Path(sys.executable), "compile_ours.py", job, _SECONDS)
     scores = _scores(model, Artifact.load(made).run, corpora)
-    return {**_made(done, made), **scores, "folder": str(timed)}
+    return {**_made(done, timed), **scores, "folder": str(timed)}
 
 
 def _builder(
@@ -233,7 +234,7 @@ def _options() -> argparse.Namespace:
             }.items()
             for kind in kinds
         ]
-        + ["rtn:4:64:asym:head8", "gptq:4:64:asym:head8", "gptq:4:64:asym:head8:prefill"],
+        + ["rtn:4:64:asym:head8", "gptq:4:64:asym:head8", "awq+gptq:4:64:asym:head8:prefill"],
         help="algorithm:bits:group:sym|asym|float[:head8[:prefill]], with commas between",
     )
     parser.add_argument(
