@@ -17,6 +17,7 @@ import numpy.typing as npt
 from qcompiler.algorithms.group_search import GroupSearch, search_groups
 from qcompiler.numerics.affine import Array
 from qcompiler.numerics.qtensor import QTensor, expand_groups
+from qcompiler.runtime.products import product
 from qcompiler.schemes import QSpec
 
 __all__ = ["AwqOptions", "AwqScales", "clipped", "diagonal_blocks", "find_scales"]
@@ -133,7 +134,7 @@ def diagonal_blocks(hessian: Array, spec: QSpec) -> Array:
 def _loss(w: Array, factors: npt.NDArray[np.float64], hessian: Array, spec: QSpec) -> float:
     s = factors.astype(np.float32)[:, None]
     error = search_groups(w * s, spec, GroupSearch()).dequantize() / s - w
-    return float(np.einsum("kn,kn->", error, hessian @ error, dtype=np.float64))
+    return float(np.einsum("kn,kn->", error, product(hessian, error), dtype=np.float64))
 
 
 def _group_losses(error: Array, blocks: Array) -> Array:

@@ -27,6 +27,7 @@ from qcompiler.algorithms.rtn import round_to_nearest, round_with_scale
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.numerics.affine import Array, round_trip
 from qcompiler.numerics.qtensor import QTensor
+from qcompiler.runtime.products import product
 from qcompiler.schemes import QSpec
 
 __all__ = ["GptqOptions", "GptqResult", "gptq", "root_of_inverse"]
@@ -145,8 +146,7 @@ def gptq(
 def root_of_inverse(hessian: Array, damp: float) -> tuple[Array, float]:
     """Upper ``U`` with ``U^T U = (H + damp * mean(diag H) I)^-1``, float32, and the damping.
 
-    ``H = R R^T`` with ``R`` upper is a Cholesky factorization read backwards, and ``U = R^-1``:
-    one factorization and one triangular inverse, where inverting first takes three steps. A
+    ``H = R R^T`` with ``R`` upper is a Cholesky factorization read backwards, and ``U = R^-1``. A
     channel with zeros alone gets a diagonal of 1 and meets no other. The damping is doubled until
     the factorization succeeds.
     """
@@ -158,21 +158,37 @@ def root_of_inverse(hessian: Array, damp: float) -> tuple[Array, float]:
     h[dead] = 0.0
     h[:, dead] = 0.0
     plain = np.where(dead, np.float32(1.0), diagonal / mean)
-    from scipy import linalg  # a tenth of a second that an import of this package need not take
-
     while True:
         np.fill_diagonal(h, plain + np.float32(damp))
-        try:  # what is upper column by column is the transposed lower one row by row
-            factor = linalg.cholesky(h.T, check_finite=False)
+        try:
+            inverse = _inverse_of_factor(h)
             break
         except np.linalg.LinAlgError:
             if damp > _MOST_DAMP:
                 raise
             damp = max(2.0 * damp, 1e-4)
-    inverse = linalg.lapack.strtri(factor, overwrite_c=True)[0] if len(factor) else factor
-    root = np.ascontiguousarray(inverse.T[::-1, ::-1])
+    root = np.ascontiguousarray(inverse[::-1, ::-1])
     root /= np.sqrt(mean)
     return root, damp
+
+
+def _inverse_of_factor(h: Array) -> Array:
+    """``L^-1`` of ``h = L L^T`` with ``L`` lower, by halves, so that the work is in products.
+
+    Raises:
+        LinAlgError: ``h`` is not positive definite.
+    """
+    size = len(h)
+    if size <= 64:
+        return np.tril(np.linalg.inv(np.linalg.cholesky(h))) if size else h
+    half = size // 2
+    result = np.zeros_like(h)
+    first = _inverse_of_factor(h[:half, :half])
+    lower = product(h[half:, :half], first.T)
+    second = _inverse_of_factor(h[half:, half:] - product(lower, lower.T))
+    result[:half, :half], result[half:, half:] = first, second
+    result[half:, :half] = -product(second, product(lower, first))
+    return result
 
 
 def _order(count: int, size: int, diagonal: Array, options: GptqOptions) -> list[Indices]:
@@ -285,7 +301,7 @@ class _Sweep:
 
     def _update(self, a: int, middle: int, b: int) -> None:
         """Take the errors of rows before ``middle`` out of those behind."""
-        self._w[middle:b] -= self._root[a:middle, middle:b].T @ self.errors[a:middle]
+        self._w[middle:b] -= product(self._root[a:middle, middle:b].T, self.errors[a:middle])
 
     def _round(self, a: int, b: int) -> None:
         if b - a > self._block:

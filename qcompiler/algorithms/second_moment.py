@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.numerics.affine import Array
-from qcompiler.runtime.products import times_transposed
+from qcompiler.runtime.products import product
 
 __all__ = ["SecondMoment"]
 
@@ -57,6 +57,6 @@ class SecondMoment:
     def _multiply(self, columns: Array) -> None:
         for start in range(0, len(columns), _PANEL):
             stop = start + _PANEL
-            panel = times_transposed(columns[start:stop], columns[start:])
-            self._sum[start:stop, start:] += panel
+            part = product(columns[start:stop], columns[start:].T)
+            self._sum[start:stop, start:] += part
         self._count = 0

@@ -15,33 +15,42 @@ from qcompiler.runtime.settings import SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["times_transposed"]
+__all__ = ["product"]
 
 _Floats = npt.NDArray[np.float32]
 
+_UNTHREADED = 1 << 18  # multiply-adds; from here on OpenBLAS 0.3 hands parts to other threads
 
-def times_transposed(left: _Floats, right: _Floats) -> _Floats:
-    """``left @ right.T`` of ``[M, K]`` and ``[N, K]``, both contiguous.
+
+def product(left: _Floats, right: _Floats) -> _Floats:
+    """``left @ right`` of float32 matrices; one that is a transposed view is read as it lies.
 
     ONNX Runtime asks the processor which instructions it has. The OpenBLAS that numpy brings
     (0.3.31) knows processors by name and gives one that is newer what its forebears had: on Zen 5
-    half the speed, 110 beside 210 GFLOP/s a core. No order of summing depends on the number of
-    threads.
+    half the speed, 110 beside 210 GFLOP/s a core. Its threads spin while they wait for one another,
+    which on a busy machine costs more than the product. And here no order of summing depends on
+    the number of threads. Small products are left to numpy.
     """
-    return run(_session(), {"left": left, "right": right})["product"]
+    if left.size * right.shape[1] < _UNTHREADED:
+        return left @ right
+    turned = tuple(x.strides[0] < x.strides[1] for x in (left, right))
+    feed = {
+        name: x.T if flipped else x
+        for name, x, flipped in zip(("left", "right"), (left, right), turned, strict=True)
+    }
+    return run(_session(*turned), feed)["product"]
 
 
 @functools.cache
-def _session() -> ort.InferenceSession:
+def _session(left_turned: bool, right_turned: bool) -> ort.InferenceSession:
     left, right = (
         ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([None, None]))
         for name in ("left", "right")
     )
-    node = ir.node("Gemm", [left, right], {"transB": 1}, name="product")
-    product = node.outputs[0]
-    product.name, product.type = "product", ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph(
-        [left, right], [product], nodes=[node], opset_imports={"": 17}, name="products"
-    )
+    turned = {"transA": int(left_turned), "transB": int(right_turned)}
+    node = ir.node("Gemm", [left, right], turned, name="product")
+    found = node.outputs[0]
+    found.name, found.type = "product", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([left, right], [found], nodes=[node], opset_imports={"": 17}, name="products")
     settings = SessionSettings("all", {"session.intra_op.allow_spinning": "0"})
     return open_session(ir.Model(graph, ir_version=8), settings=settings)
