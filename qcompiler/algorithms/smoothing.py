@@ -40,6 +40,8 @@ _LEAST = 1e-5  # of a channel's weights and of a factor
 _STILL = 0.25  # this share of the channels, the smallest, count as large as the next: see factors
 _ROW_ELEMENTS = 1 << 17  # of the sample: 128 rows of 1024 channels
 _COLUMNS = 64  # outputs that weights are judged by; channels of a weight are independent
+_USUAL = 0.75  # exponent by which these are drawn
+_EVEN = 0.1  # of the mean size: also outputs with small weights may be drawn
 _SKETCH = 32  # random projections of the outputs that activations are judged by
 _SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the range of a static activation
 
@@ -158,18 +160,34 @@ class SmoothingTrial:
         self._share_of_rows = len(self._rows) / max(count, 1)
         self._activation, self._weight, self._ties = activation, weight, ties
         together = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
-        outputs = together.shape[1]
         largest = np.maximum(together.max(axis=1), -together.min(axis=1))
         self._largest_weight = largest.astype(np.float64)
         self._weight_energy = np.einsum("cn,cn->c", together, together).astype(np.float64)
-        chosen = np.unique(np.linspace(0, outputs - 1, min(outputs, _COLUMNS)).astype(np.intp))
+        chosen, self._counts = self._sampled(np.abs(together))
         self._columns = np.ascontiguousarray(together[:, chosen])
-        self._share: float = outputs / len(chosen)
+        outputs = together.shape[1]
         signs = np.random.default_rng(outputs).integers(0, 2, (outputs, _SKETCH), np.int8)
         projection = (2 * signs - 1).astype(np.float32) / np.float32(np.sqrt(_SKETCH))
         self._sketch = small_product(together, projection)
         energy = np.square(small_product(self._rows, self._sketch), dtype=np.float64).sum()
         self._energy = max(float(energy), np.finfo(np.float64).tiny)
+
+    def _sampled(self, weight: Floats) -> tuple[npt.NDArray[np.intp], Wide]:
+        """Outputs to judge weights by, and for how many outputs each counts.
+
+        A step is as large as the largest weight of its output, and the error goes with its square:
+        a few outputs make most of it. So they are drawn by that (systematic sampling with
+        probability proportional to size), at the factors of the usual exponent.
+        """
+        outputs = weight.shape[1]
+        if outputs <= _COLUMNS:
+            return np.arange(outputs), np.ones(outputs)
+        usual = factors(self._all.magnitude, self._largest_weight, _USUAL, self._ties)
+        size = np.square((weight * usual.astype(np.float32)[:, None]).max(axis=0), dtype=np.float64)
+        share = size + max(float(size.mean()), _LEAST) * _EVEN
+        odds = np.minimum(share * (_COLUMNS / share.sum()), 1.0)
+        found = np.nonzero(np.diff(np.floor(np.cumsum(odds) + 0.5), prepend=0.0))[0]
+        return found, 1.0 / odds[found]
 
     def without(self) -> Candidate:
         """No smoothing."""
@@ -256,7 +274,7 @@ class SmoothingTrial:
         error *= step
         error -= scaled
         products = small_product(rows, error)
-        return self._share * float(np.square(products, dtype=np.float64).sum())
+        return float(np.square(products, dtype=np.float64).sum(axis=0) @ self._counts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

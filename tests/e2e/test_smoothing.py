@@ -83,10 +83,10 @@ def test_outliers_hurt_without_smoothing_and_do_not_with_it() -> None:
     assert score("auto", outliers=True)["cosine_mean"] >= 0.9965
 
 
-def test_the_search_finds_what_the_best_fixed_exponent_does() -> None:
-    # 0.998085 against 0.998089 of exponent 0.85: a tie, on sentences that neither has seen
+def test_the_search_beats_the_best_fixed_exponent() -> None:
+    # 0.99839 against 0.99809 of exponent 0.85, on sentences that neither has seen
     best = max(score(alpha, outliers=True)["cosine_mean"] for alpha in FIXED)
-    assert score("auto", outliers=True)["cosine_mean"] > best - 5e-5
+    assert score("auto", outliers=True)["cosine_mean"] > best
 
 
 def test_one_exponent_per_block_is_nearly_as_good() -> None:

@@ -119,3 +119,19 @@ def test_factors_are_finite_and_positive_whatever_was_seen(
     for found in (factors(magnitude, weight, alpha, None), levels(magnitude, quantile, None)):
         assert np.isfinite(found).all()
         assert (found > 0).all()
+
+
+def test_outputs_with_large_weights_are_judged_though_most_outputs_are_not() -> None:
+    random = np.random.default_rng(1)
+    rows = random.normal(size=(120, 48)).astype(np.float32)
+    rows[:, 7] *= 30.0
+    weight = random.normal(size=(48, 2000)).astype(np.float32)
+    weight[:, [3, 700, 1501]] *= 40.0  # most of the error
+    for alpha in (0.5, 0.9):
+        found = SmoothingTrial(rows, seen(rows), [weight], STATIC, WEIGHT)
+        s = found.exponent(alpha).factors.astype(np.float32)
+        scaled = weight * s[:, None]
+        step = np.abs(scaled).max(axis=0) / 127
+        error = (rows / s) @ (np.rint(scaled / step) * step - scaled)
+        exact = float(np.square(error, dtype=np.float64).sum())
+        assert found._weight_error(rows / s, s) == pytest.approx(exact, rel=0.15)
