@@ -354,6 +354,11 @@ class Code(enum.Enum):
         Severity.INFO,
         "An exported checkpoint is not the artifact in every number.",
     )
+    TOKENIZER_MISSING = (
+        "QC716",
+        Severity.WARNING,
+        "A language model came without a tokenizer: its artifact cannot read a prompt.",
+    )
     # --- QC9xx: our bug --------------------------------------------------------------------
     PASS_CONTRACT = ("QC901", Severity.ERROR, "A pass broke its contract. Please report it.")
     INTERNAL = ("QC902", Severity.ERROR, "The compiler failed. Please report it.")

@@ -175,6 +175,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.CAST_TO_FLOAT: "Nothing: the artifact takes and gives float32.",
     Code.NOT_EXPORTABLE: "Compile with weights of 2, 3, 4 or 8 bits (AWQ: 4) in groups that divide "
     "the inputs, and with no other change to the layer; `qcompile export` names it.",
+    Code.TOKENIZER_MISSING: "Save the tokenizer into the artifact's folder "
+    "(`tokenizer.save_pretrained(OUT)`), or compile a folder that holds model and tokenizer.",
     Code.CHECKPOINT_DIFFERS: "Nothing: it says what the format does not hold as the artifact does.",
     # our own bug
     Code.PASS_CONTRACT: _REPORT,

@@ -16,20 +16,22 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 
 def find_tokenizer(model: Any) -> Encode | None:
-    """Text to tokens, from the folder of the model; None when there is no tokenizer.
+    """Text to tokens, from the model's folder or GGUF file; None when there is no tokenizer.
 
     Args:
         model: What the user compiles: the path of a folder or of a file in one; of other objects
             the attribute ``name_or_path``, where it is a folder.
     """
+    if isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix == ".gguf":
+        from qcompiler.frontends.decoder.genai import TOKENIZER, tokenizer_of_gguf
+
+        files, _ = tokenizer_of_gguf(pathlib.Path(model))
+        return _encoder(files[TOKENIZER]) if TOKENIZER in files else None
     folder = _folder(model)
     if folder is None:
         return None
     if (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return lambda text: list(tokenizer.encode(text).ids)
+        return _encoder((folder / "tokenizer.json").read_bytes())
     if not (folder / "tokenizer_config.json").is_file():
         return None
     import transformers
@@ -38,6 +40,13 @@ def find_tokenizer(model: Any) -> Encode | None:
         folder, local_files_only=True, trust_remote_code=False
     )
     return lambda text: list(slow(text)["input_ids"])
+
+
+def _encoder(file: bytes) -> Encode:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_buffer(file)
+    return lambda text: list(tokenizer.encode(text).ids)
 
 
 def longest_text(model: Any) -> int | None:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.diagnostics import Code, QcError, nearest
-from qcompiler.frontends.admission import admit
+from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
+from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.decoder import checkpoint, genai
 from qcompiler.frontends.decoder.builder import build
 from qcompiler.frontends.decoder.families import FAMILIES
@@ -91,7 +91,6 @@ def open_gguf(path: pathlib.Path) -> Opened:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
-        tokenizer = genai.tokenizer_of_gguf(path)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise QcError(
             Code.UNSUPPORTED_INPUT,
@@ -100,23 +99,32 @@ def open_gguf(path: pathlib.Path) -> Opened:
             "GGUF needs the packages gguf and accelerate, and an architecture transformers knows",
         ) from error
     model.config.quantization_config = None  # dequantized: it says how the file was
-    return _open_module(model, tokenizer, str(path))
+    tokenizer, why = genai.tokenizer_of_gguf(path)
+    return _open_module(model, tokenizer, str(path), why)
 
 
 def open_pretrained(model: transformers.PreTrainedModel, source: str) -> Opened:
     """Build the graph of a model in memory, whose weights it shares.
 
+    The tokenizer is the one in the folder that the model was loaded from, where there is one.
+
     Raises:
         QcError: As :func:`open_folder`.
     """
-    return _open_module(model, {}, source)
+    folder = pathlib.Path(getattr(model, "name_or_path", "") or "/nowhere")
+    return _open_module(model, genai.tokenizer_files(folder), source)
 
 
 def _open_module(
-    model: transformers.PreTrainedModel, tokenizer: Mapping[str, bytes], source: str
+    model: transformers.PreTrainedModel,
+    tokenizer: Mapping[str, bytes],
+    source: str,
+    why: str = "",
 ) -> Opened:
     generation = {**model.config.to_dict(), **model.generation_config.to_dict()}
-    return _open(model.config, lambda: checkpoint.from_module(model), generation, tokenizer, source)
+    return _open(
+        model.config, lambda: checkpoint.from_module(model), generation, tokenizer, source, why=why
+    )
 
 
 def _open(
@@ -126,6 +134,8 @@ def _open(
     tokenizer: Mapping[str, bytes],
     source: str,
     layout: Layout | None = None,
+    *,
+    why: str = "",
 ) -> Opened:
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -140,7 +150,21 @@ def _open(
     weights, quantized = take_quantized(read(), layout, source)
     model = build(geometry, family, weights, source, quantized)
     opened = admit(model, "transformers", source, _example(geometry, model, tokenizer))
+    if genai.TOKENIZER not in tokenizer:
+        opened = with_diagnostics(opened, _without_tokenizer(source, why))
     return dataclasses.replace(opened, companions=genai.companions(geometry, generation, tokenizer))
+
+
+def _without_tokenizer(source: str, why: str) -> Diagnostic:
+    return Diagnostic(
+        Code.TOKENIZER_MISSING,
+        source,
+        f"the artifact holds no {genai.TOKENIZER}{': ' + why if why else ''}; the model runs in"
+        " ONNX Runtime and, on tokens, in ONNX Runtime GenAI, but `qcompile generate` cannot read"
+        " a prompt",
+        "tokenizer.save_pretrained(OUT) into the artifact's folder, or compile a folder that holds"
+        " model and tokenizer",
+    )
 
 
 def _example(geometry: Geometry, model: ir.Model, tokenizer: Mapping[str, bytes]) -> Feed:

@@ -12,12 +12,19 @@ from qcompiler.frontends.decoder.geometry import Geometry
 from qcompiler.frontends.opened import Companions
 from qcompiler.runtime.settings import Level, SessionSettings
 
-__all__ = ["companions", "generation_of_folder", "tokenizer_files", "tokenizer_of_gguf"]
+__all__ = [
+    "TOKENIZER",
+    "companions",
+    "generation_of_folder",
+    "tokenizer_files",
+    "tokenizer_of_gguf",
+]
 
 _CONFIG = "genai_config.json"
 _GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer.json"  # without it there is none
 _TOKENIZER = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -77,16 +84,19 @@ def tokenizer_files(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
-def tokenizer_of_gguf(path: pathlib.Path) -> dict[str, bytes]:
-    """The tokenizer inside a GGUF file, as transformers writes it."""
+def tokenizer_of_gguf(path: pathlib.Path) -> tuple[dict[str, bytes], str]:
+    """The tokenizer inside a GGUF file, as transformers writes it, or none and why."""
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, local_files_only=True
-    )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        return {}, f"transformers cannot read the file's: {' '.join(str(error).split())[:200]}"
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return tokenizer_files(pathlib.Path(folder))
+        return tokenizer_files(pathlib.Path(folder)), ""
 
 
 def _config(

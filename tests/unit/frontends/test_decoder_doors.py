@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoders import DECODERS, decoder, decoder_feed, tokens, transformers_logits
+from decoders import (
+    DECODERS,
+    decoder,
+    decoder_feed,
+    save_tokenizer,
+    tokens,
+    transformers_logits,
+)
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.ir.lazy import tied, view_of
 from qcompiler.ir.provenance import module_of
 from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.settings import SessionSettings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -75,6 +83,23 @@ def test_folder_gives_the_logits_of_its_weights_whatever_their_type(
     # read anew in float32: .float() would keep the rotary frequencies of the narrow type
     wide = type(model).from_pretrained(tmp_path, dtype=torch.float32)
     check(found, transformers_logits(wide, opened.example["input_ids"]))
+
+
+def test_a_model_in_memory_brings_the_tokenizer_of_its_folder_or_is_told(
+    tmp_path: pathlib.Path,
+) -> None:
+    model = decoder("llama")
+    told = [item for item in open_model(model).diagnostics if item.code is Code.TOKENIZER_MISSING]
+    assert len(told) == 1
+    assert "save_pretrained" in told[0].hint
+    model.save_pretrained(tmp_path)
+    assert [item.code for item in open_model(tmp_path).diagnostics] == [Code.TOKENIZER_MISSING]
+    save_tokenizer(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for source in (loaded, tmp_path):
+        opened = open_model(source)
+        assert Code.TOKENIZER_MISSING not in {item.code for item in opened.diagnostics}
+        assert "tokenizer.json" in opened.companions(SessionSettings())
 
 
 def test_shards_are_read_through_their_index(tmp_path: pathlib.Path) -> None:
