@@ -133,7 +133,7 @@ def diagonal_blocks(hessian: Array, spec: QSpec) -> Array:
 
 def _loss(w: Array, factors: npt.NDArray[np.float64], hessian: Array, spec: QSpec) -> float:
     s = factors.astype(np.float32)[:, None]
-    error = search_groups(w * s, spec, GroupSearch()).dequantize() / s - w
+    error: Array = search_groups(w * s, spec, GroupSearch()).dequantize() / s - w
     return float(np.einsum("kn,kn->", error, product(hessian, error), dtype=np.float64))
 
 
