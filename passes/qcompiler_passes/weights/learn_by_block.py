@@ -204,12 +204,12 @@ class _Learner:
             return None
         steps = max(self.options.iters, 1)
 
-        def progress(step: int, loss: float) -> None:
+        def progress(step: int, error: float) -> None:
             share = self.done + (step + 1) / steps
             left = (time.perf_counter() - self.began) * (self.count / share - 1)
             tell(
-                f"learn-by-block {self.done + 1}/{self.count} {name}, step {step + 1}, loss"
-                f" {loss:.3g}, about {left:.0f} s left"
+                f"learn-by-block {self.done + 1}/{self.count} {name}, step {step + 1}, error"
+                f" {error:.2f} of rounding to nearest, about {left:.0f} s left"
             )
 
         return progress

@@ -1,0 +1,113 @@
+"""What passes have in common that scale input channels of the weights of one algorithm."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.diagnostics import Code, Diagnostic
+from qcompiler.ir.provenance import module_of
+from qcompiler.pipeline.contract import Feed, Pass, PassResult, Phase, State
+from qcompiler.plan import Plan
+from qcompiler.stages.cut import groups_of
+from qcompiler_passes.prepare.smoothing_groups import Group, apply_factors, group_of
+from qcompiler_passes.prepare.trial_plan import trial_plan
+from qcompiler_passes.weights.staged import digested_feeds, staged_layers
+
+__all__ = ["ChannelFactors", "FactorPass", "has_place"]
+
+
+class FactorPass(Pass):
+    """Finds factors for input channels where a trial of the plan gives layers to ``algorithm``."""
+
+    phase: ClassVar[Phase] = Phase.PREPARE
+    algorithm: ClassVar[str]
+
+    def run(self, model: ir.Model, state: State) -> PassResult:
+        """Edit the graph.
+
+        Raises:
+            QcError: QC410, there is no data; what :meth:`find` raises.
+        """
+        recipe = state.recipe
+        named = {recipe.weights.algorithm, *(rule.algorithm for rule in recipe.rules)}
+        if self.algorithm not in named:
+            return PassResult(modified=False)
+        plan = state.plan or trial_plan(model, state)
+        layers = staged_layers(model.graph, plan, {self.algorithm})
+        if not layers:
+            return PassResult(modified=False)
+        feeds, _ = digested_feeds(state)
+        factors = ChannelFactors(model, state, plan, layers)
+        self.find(factors, feeds)
+        return PassResult(factors.modified, factors.said)
+
+    @abc.abstractmethod
+    def find(self, factors: ChannelFactors, feeds: Iterable[Feed]) -> None:
+        """Search the factors on the data, and apply them."""
+
+
+class ChannelFactors:
+    """One run: the layers, the edits, what is said of them.
+
+    Attributes:
+        model: The model; edited by :meth:`apply`.
+        state: The compile's.
+        plan: The trial plan.
+        layers: MatMul nodes in graph order.
+        modified: Whether there was an edit.
+        said: Diagnostics.
+    """
+
+    def __init__(
+        self, model: ir.Model, state: State, plan: Plan, layers: Sequence[ir.Node]
+    ) -> None:
+        """Nothing done yet."""
+        self.model = model
+        self.state = state
+        self.plan = plan
+        self.layers = tuple(layers)
+        self.modified = False
+        self.said: list[Diagnostic] = []
+
+    def groups(self, nodes: Iterable[ir.Node] | None = None) -> list[Group]:
+        """Those of some layers, or of all, that read one value share factors."""
+        shapes = self.state.shapes or {}
+        chosen = self.layers if nodes is None else list(nodes)
+        return [
+            group_of(found.value, list(found.nodes), self.plan, shapes)
+            for found in groups_of(chosen)
+        ]
+
+    def apply(
+        self,
+        group: Group,
+        factors: npt.NDArray[np.float64],
+        message: str,
+        values: Mapping[str, object],
+    ) -> bool:
+        """Multiply the weights and divide what they read, and tell; False if nothing could."""
+        if not apply_factors(self.model.graph, self.state, group, factors):
+            self.keep(group, "a constant would overflow its type")
+            return False
+        self.modified = True
+        self._tell(Code.SALIENT_SCALED, group, message, values)
+        return True
+
+    def keep(self, group: Group, message: str, values: Mapping[str, object] | None = None) -> None:
+        """Tell why a group stays as it is."""
+        self._tell(Code.SALIENT_KEPT, group, message, values or {})
+
+    def _tell(self, code: Code, group: Group, message: str, values: Mapping[str, Any]) -> None:
+        where = ", ".join(module_of(node) or node.name or "" for node in group.layers)
+        self.said.append(Diagnostic(code, where, message, "", dict(values)))
+
+
+def has_place(group: Group, *, insert: bool) -> bool:
+    """Whether something before the layers takes the factors, or a Mul may be inserted."""
+    return group.fold is not None or (insert and group.insertable)
