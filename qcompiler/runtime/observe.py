@@ -30,7 +30,7 @@ Observed = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
 # Basic folds shape arithmetic, which makes inference complete, and fuses nothing that has a use;
 # weights used once are not worth repacking.
 _PLAIN = SessionSettings("basic", {"session.disable_prepacking": "1"})
-_WEIGHT, _LARGE = 1 << 20, 1 << 30  # bytes of a weight, and of all weights of a large model
+_WEIGHT, _LARGE = 1 << 20, 1 << 28  # bytes of a weight, and of all weights of a large model
 _TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
 _NAMES = {
     "float": ir.DataType.FLOAT,
