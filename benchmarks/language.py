@@ -45,10 +45,14 @@ def main() -> None:
     rows: dict[str, Any] = {"float": {**_scores(model, model.float_run, corpora), "bits": 32}}
     out: pathlib.Path = options.output
     out.mkdir(parents=True, exist_ok=True)
-    data = write_feeds(model.calibration(options.samples), out / "feeds" / f"{options.samples}")
+    windows = perplexity.windows(model.tokens("emma"), options.samples, options.length)
+    data = out / "feeds" / f"{options.samples}x{options.length}"
+    data = write_feeds([model.feed(row[None]) for row in windows], data)
+    learning = {"iters": options.iters, "batch_size": options.batch}
     peers = open_peers() if options.peers else None
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        (name, lambda name=name: _ours(name, model, data, out, corpora)) for name in options.ours
+        (name, lambda name=name: _ours(name, model, data, out, corpora, learning))
+        for name in options.ours
     ]
     if peers is not None:
         jobs += [
@@ -57,7 +61,7 @@ def main() -> None:
             if name.split(":")[0] in _ORT
         ]
     jobs += [
-        (name, lambda name=name: _torch(name, model, data, out, corpora))
+        (name, lambda name=name: _torch(name, model, data, out, corpora, learning))
         for name in options.peers
         if name.split(":")[0] in TORCH_PEERS
     ]
@@ -78,7 +82,12 @@ def main() -> None:
 
 
 def _ours(
-    name: str, model: SmolLM2, data: pathlib.Path, out: pathlib.Path, corpora: Mapping[str, Any]
+    name: str,
+    model: SmolLM2,
+    data: pathlib.Path,
+    out: pathlib.Path,
+    corpora: Mapping[str, Any],
+    learning: Mapping[str, int],
 ) -> dict[str, Any]:
     """``algorithm:bits:group:sym|asym|float``, block layers only, as the peers do it.
 
@@ -92,6 +101,8 @@ def _ours(
     recipe = {
         "base": f"w4-{algorithm.removesuffix('+gptq')}",
         "awq": {"rounding": "gptq" if algorithm == "awq+gptq" else "nearest"},
+        "autoround": learning,
+        "teq": learning,
         "weights": {
             "bits": int(bits),
             "group_size": int(group),
@@ -171,10 +182,15 @@ def _ort(
 
 
 def _torch(
-    name: str, model: SmolLM2, data: pathlib.Path, out: pathlib.Path, corpora: Mapping[str, Any]
+    name: str,
+    model: SmolLM2,
+    data: pathlib.Path,
+    out: pathlib.Path,
+    corpora: Mapping[str, Any],
+    learning: Mapping[str, int],
 ) -> dict[str, Any]:
     """``tool:bits:group:sym|asym|float`` by a tool that works on torch models."""
-    done, made = run_torch_peer(name, model.folder(), data, out / "peers", _SECONDS)
+    done, made = run_torch_peer(name, model.folder(), data, out / "peers", _SECONDS, learning)
     return {**_made(done, made), **done, **_scores(model, Artifact.load(made).run, corpora)}
 
 
@@ -258,6 +274,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="of timing generation; 0: none")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
+    parser.add_argument("--length", type=int, default=512, help="tokens of each")
+    parser.add_argument("--iters", type=int, default=200, help="steps of what learns, by block")
+    parser.add_argument("--batch", type=int, default=8, help="windows of one step")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"))
     return parser.parse_args()
 

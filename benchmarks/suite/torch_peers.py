@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from suite.jobs import JobError, run_job
@@ -11,11 +12,16 @@ from suite.peers import open_peers
 
 __all__ = ["TORCH_PEERS", "run_torch_peer"]
 
-TORCH_PEERS = ("gptqmodel", "hqq")
+TORCH_PEERS = ("auto-round", "gptqmodel", "hqq")
 
 
 def run_torch_peer(
-    name: str, model: pathlib.Path, data: pathlib.Path, out: pathlib.Path, seconds: float
+    name: str,
+    model: pathlib.Path,
+    data: pathlib.Path,
+    out: pathlib.Path,
+    seconds: float,
+    learning: Mapping[str, int],
 ) -> tuple[dict[str, Any], pathlib.Path]:
     """What the tool measured, and an artifact with the integers that it chose.
 
@@ -28,6 +34,7 @@ def run_torch_peer(
         data: Folder of feeds with ``input_ids``.
         out: Where the tool writes, and the artifact.
         seconds: After this a process is ended.
+        learning: ``iters`` and ``batch_size`` of a tool that learns.
 
     Raises:
         JobError: If the tool is not there, or fails.
@@ -37,7 +44,7 @@ def run_torch_peer(
     if why := peers.why_not((tool,)):
         raise JobError(why)
     made = out / name.replace(":", "-")
-    job = {"bits": int(bits), "group_size": int(group), "symmetric": kind == "sym"}
+    job = {"bits": int(bits), "group_size": int(group), "symmetric": kind == "sym", **learning}
     done = run_job(peers.python, f"quantize_{tool.replace('-', '_')}.py", {
         **job, "model": str(model), "output": str(made), "calibration": str(data),
     }, seconds)  # fmt: skip

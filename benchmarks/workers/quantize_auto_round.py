@@ -6,6 +6,7 @@ Spec: ``model`` (folder), ``output`` (folder), ``bits``, ``group_size``, ``symme
 
 from __future__ import annotations
 
+import pathlib
 import time
 
 from job import STARTED, finish, load_feeds, read_spec
@@ -35,7 +36,10 @@ def main() -> None:
         dataset=tokens,
         device_map="cpu",
     )
-    rounder.quantize_and_save(spec["output"], format="auto_round")
+    made = pathlib.Path(spec["output"])
+    rounder.quantize_and_save(str(made), format="auto_round")
+    for path in made.glob("*/*"):  # it makes a folder of its own inside
+        path.rename(made / path.name)
     finish(
         spec,
         seconds=time.perf_counter() - imported,
