@@ -196,7 +196,7 @@ class HqqOptions(Strict):
         refits: Rounds of rounding and solving, for each scale that is tried.
     """
 
-    norm: float = pydantic.Field(2.0, gt=0.0, le=8.0)
+    norm: float | None = pydantic.Field(None, gt=0.0, le=8.0)
     magnitude: float = pydantic.Field(0.0, ge=0.0, le=8.0)
     refits: int = pydantic.Field(3, ge=0)
 

@@ -44,12 +44,13 @@ class HqqOptions:
     """How to minimise the error over scales and zero points.
 
     Attributes:
-        norm: Exponent of the error; below 2 a few large errors matter less.
+        norm: Exponent of the error; below 2 a few large errors matter less. None is 1 with float
+            zero points and 2 with integer ones.
         magnitude: Exponent with which an element's size weighs its error; 0 weighs all alike.
         refits: Rounds of rounding and solving, for each scale that is tried.
     """
 
-    norm: float = 2.0
+    norm: float | None = None
     magnitude: float = 0.0
     refits: int = 3
 
@@ -105,8 +106,9 @@ def hqq(
 
     The objective is that of half-quadratic quantization (Badri and Shaji 2023,
     https://mobiusml.github.io/hqq_blog), ``sum |x - s (q - z)|^p``, which keeps the scale of the
-    range and solves for a float zero point. With integer zero points this one goes through those
-    around the nearest, from several scales, and solves for the scale.
+    range and solves for a float zero point. This one tries scales around it as well. With integer
+    zero points it goes through those around the nearest, from several scales, and solves for the
+    scale.
 
     Args:
         weight: ``[K, N]``, or a table ``[V, D]``.
@@ -117,9 +119,9 @@ def hqq(
     """
     if spec.float_zero:
         around = GroupSearch(
-            ratios=(1.0,),  # other scales err less in the mean, and models get worse
+            ratios=(0.96, 1.0, 1.04),
             refits=options.refits,
-            norm=options.norm,
+            norm=1.0 if options.norm is None else options.norm,
             magnitude=options.magnitude,
         )
         return search_groups(weight, spec, around, where=where)
@@ -127,7 +129,7 @@ def hqq(
         ratios=(0.92, 0.96, 1.0, 1.04),
         shifts=(-1, 0, 1),
         refits=options.refits,
-        norm=options.norm,
+        norm=2.0 if options.norm is None else options.norm,
         full_range=full_range,
         magnitude=options.magnitude,
     )

@@ -76,31 +76,34 @@ class GroupSearch:
         return scale, zero
 
     def _affine(self, x: Floats, h: Floats | None, spec: QSpec) -> tuple[Floats, npt.NDArray[Any]]:
-        """Scales and float zero points: of each scale the zero points are improved in turns.
+        """Scales and float zero points: for each scale the zero points are improved in turns.
 
         From an integer zero point, under which small elements stay small, elements are rounded and
-        the zero point becomes what leaves no mean error. The scale stays: solved for as well, it
-        comes out worse.
+        the zero point becomes what leaves no mean error. What each round gives is judged under the
+        line that fits it best, scale and zero point solved for together. Rounds go on with the
+        scale that they began with: with the solved one they come out worse.
         """
         lo, hi = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
         span = np.where(hi > lo, hi - lo, 1).astype(np.float32) / np.float32(spec.qmax)
         best = np.full(len(x), np.inf, np.float32)
         scale, zero = np.ones_like(lo), np.zeros_like(lo)
-        total = None if h is None else h.sum(axis=1, keepdims=True)
+        center = _mean(x, h)
+        around = x - center
         for ratio in self.ratios:
             s = span * np.float32(ratio)
             steps = x / s
             z = np.rint(-lo / s)
             for _ in range(self.refits + 1):
                 q = np.clip(np.rint(steps + z), 0, spec.qmax)
-                shift = q - steps
-                if h is None or total is None:
-                    z = shift.mean(axis=1, keepdims=True)
-                else:
-                    z = np.divide(_dot(shift, h)[:, None], total, out=z, where=total > 0)
-                error = self._error(x, s, q - z, h)
+                middle = _mean(q, h)
+                z = middle - center / s
+                fitted = _least_squares(around, q - middle, h, s)
+                shift = middle - center / fitted
+                error = self._error(x, fitted, q - shift, h)
                 better = error < best
-                best[better], scale[better], zero[better] = error[better], s[better], z[better]
+                best[better], scale[better], zero[better] = (
+                    error[better], fitted[better], shift[better]
+                )  # fmt: skip
         return scale, zero
 
     def _weights(self, x: Floats, importance: Floats | None) -> Floats | None:
@@ -167,6 +170,16 @@ def _dot(a: Floats, b: Floats) -> Floats:
     """The sum of products of each row."""
     total: Floats = np.einsum("tg,tg->t", a, b)
     return total
+
+
+def _mean(x: Floats, h: Floats | None) -> Floats:
+    """The mean of each row, ``[T, 1]``; elements count by ``h``."""
+    if h is None:
+        mean: Floats = x.mean(axis=1, keepdims=True)
+        return mean
+    total = h.sum(axis=1, keepdims=True)
+    mean = np.divide(_dot(x, h)[:, None], total, out=np.zeros_like(total), where=total > 0)
+    return mean
 
 
 def _least_squares(x: Floats, c: Floats, h: Floats | None, s: Floats) -> Floats:
