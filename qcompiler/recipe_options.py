@@ -191,7 +191,8 @@ class HqqOptions(Strict):
     """How ``hqq`` rounds.
 
     Attributes:
-        norm: Exponent of the error; below 2 a few large errors matter less.
+        norm: Exponent of the error; below 2 a few large errors matter less. None is 1 with float
+            zero points and 2 with integer ones.
         magnitude: Exponent with which an element's size weighs its error; 0 weighs all alike.
         refits: Rounds of rounding and solving, for each scale that is tried.
     """
