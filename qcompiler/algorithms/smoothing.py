@@ -258,11 +258,12 @@ class SmoothingTrial:
     ) -> float:
         spec = self._activation
         scale, zero_point = range_to_params(np.minimum(lo, 0.0), np.maximum(hi, 0.0), spec)
-        error = np.rint(rows / scale)
+        steps = rows / scale
+        error = np.rint(steps)
         np.clip(error, spec.qmin - zero_point, spec.qmax - zero_point, out=error, casting="unsafe")
-        error *= scale
-        error -= rows
-        return float(np.square(small_product(error, sketch), dtype=np.float64).sum())
+        error -= steps
+        products = small_product(error, sketch) * scale
+        return float(np.square(products, dtype=np.float64).sum())
 
     def _weight_error(self, rows: Floats, scale: Floats) -> float:
         scaled = self._columns * scale[:, None]
@@ -270,10 +271,10 @@ class SmoothingTrial:
         if self._weight.granularity is Granularity.TENSOR:
             bound = np.full_like(bound, float((self._largest_weight * scale).max()))
         step = np.maximum(bound / np.float32(self._weight.qmax), np.finfo(np.float32).tiny)
-        error = np.rint(scaled / step)
-        error *= step
+        scaled /= step
+        error = np.rint(scaled)
         error -= scaled
-        products = small_product(rows, error)
+        products = small_product(rows, error) * step
         return float(np.square(products, dtype=np.float64).sum(axis=0) @ self._counts)
 
 

@@ -33,6 +33,7 @@ __all__ = ["SmoothActivations"]
 
 _ALPHA = 0.5  # what everybody uses where nothing is searched
 _QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+_PROBED = 0.95  # the quantile that tells whether levelling is anything for a layer
 _FINER = 0.05  # around the best of the grid
 _WORSE = 1.25  # a loss so much above the least is more than chance of the sample
 _FREE = 0.97  # a loss below this share of the loss without smoothing is worth a fold
@@ -155,7 +156,8 @@ def _try(trial: SmoothingTrial | None, options: SmoothingOptions) -> Tried:
     worse = np.inf if options.criterion == "block" else _WORSE  # blocks compare all with all
     tried = [trial.without()]
     tried += _until_worse(trial.exponent, sorted(options.grid, reverse=True), worse)
-    tried += _until_worse(trial.level, _QUANTILES, worse)
+    if trial.level(_PROBED).loss <= worse * min(tried, key=_loss).loss:
+        tried += _until_worse(trial.level, _QUANTILES, worse)
     best = min(tried, key=_loss).alpha
     if best is not None and options.criterion == "layer":
         finer = (round(best - _FINER, 6), round(best + _FINER, 6))
