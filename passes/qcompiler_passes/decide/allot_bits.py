@@ -18,6 +18,7 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.ir.walk import all_nodes
 from qcompiler.numerics.nbits import stored_bytes
+from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Feed, Pass, PassResult, Phase, State
 from qcompiler.recipe import Recipe
 from qcompiler.schemes import Granularity, QSpec
@@ -176,15 +177,21 @@ def _damages(
             "pip install torch, or give bits by rules",
         ) from missing
 
+    rounded: dict[tuple[str, int], QTensor] = {}  # two bytes a number, the error has four
+
     def error(node: ir.Node, bits: int) -> npt.NDArray[np.float32]:
         array = constant(node.inputs[1])
         assert array is not None
         weight = np.asarray(array, np.float32)
-        spec = layers[str(node.name)].specs.get(bits)
+        name = str(node.name)
+        spec = layers[name].specs.get(bits)
         if spec is None:
             return np.zeros_like(weight)
-        clip = CLIP_RATIOS if bits <= 4 else (1.0,)
-        return round_to_nearest(weight, spec, clip_ratios=clip).dequantize() - weight
+        if (name, bits) not in rounded:
+            clip = CLIP_RATIOS if bits <= 4 else (1.0,)
+            found = round_to_nearest(weight, spec, clip_ratios=clip)
+            rounded[name, bits] = dataclasses.replace(found, q=found.q.astype(np.int16))
+        return rounded[name, bits].dequantize() - weight
 
     options = sorted({bits for layer in open_choices.values() for bits in layer.specs})
     found = weight_damages(
