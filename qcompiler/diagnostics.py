@@ -267,6 +267,16 @@ class Code(enum.Enum):
         Severity.INFO,
         "Weights of few bits have scales under which they become 8-bit floats without error.",
     )
+    BIAS_ABSORBED = (
+        "QC329",
+        Severity.INFO,
+        "Channels that are always on were lowered, and the next layer's bias makes up for it.",
+    )
+    BIAS_KEPT = (
+        "QC328",
+        Severity.INFO,
+        "Biases were not absorbed by the next layer: it pads, or no channel is always on.",
+    )
     # --- QC4xx: recipe and usage -----------------------------------------------------------
     UNKNOWN_TARGET = ("QC401", Severity.ERROR, "No target has this name.")
     UNKNOWN_RECIPE = ("QC402", Severity.ERROR, "No recipe has this name.")

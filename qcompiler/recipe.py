@@ -71,6 +71,8 @@ class Recipe(Strict):
             that help (:mod:`qcompiler.tuning`); None takes the others' defaults.
         equalize_gates: Balance the channels of activations that a gate multiplies.
         equalize_layers: Balance the weights of consecutive layers channel by channel.
+        absorb_biases: Lower channels that are always on and add what they lack behind the next
+            layer; ``deviation`` also clips what lies three deviations below the mean.
         correct_biases: Take the mean error that rounding makes out of the biases; ``empirical``
             measures it layer by layer on the quantized model instead of computing it from means.
         weights: How weight-only constants are rounded.
@@ -116,6 +118,7 @@ class Recipe(Strict):
     auto: AutoOptions | None = None
     equalize_gates: bool = True
     equalize_layers: bool = False
+    absorb_biases: bool | Literal["deviation"] = False
     correct_biases: bool | Literal["empirical"] = True
     weights: WeightOptions = WeightOptions()
     rtn: RtnOptions = RtnOptions()

@@ -89,6 +89,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",
     Code.SMOOTHED: "Nothing. `smoothing.alpha = null` turns it off, a number fixes the exponent.",
     Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
+    Code.BIAS_ABSORBED: "Nothing. `absorb_biases = false` turns it off.",
+    Code.BIAS_KEPT: "Nothing to do.",
     Code.STEPS_CUT: "Raise `auto.seconds`, or set the keys of the steps in the recipe.",
     Code.STEPS_UNTRIED: "Give calibration data as a list of feeds: some are held out to judge by.",
     Code.EQUALIZED: "Nothing. `equalize_layers = false` or `equalize_gates = false` turns it off.",

@@ -34,6 +34,7 @@ from qcompiler_passes.lower.share_transposed import ShareTransposed
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.measure.measure_cache import MeasureCache
+from qcompiler_passes.prepare.absorb_biases import AbsorbBiases
 from qcompiler_passes.prepare.equalize_gates import EqualizeGates
 from qcompiler_passes.prepare.equalize_layers import EqualizeLayers
 from qcompiler_passes.prepare.learn_factors import LearnFactors
@@ -71,6 +72,7 @@ PASSES: tuple[type[Pass], ...] = (
     # prepare
     EqualizeGates,
     EqualizeLayers,
+    AbsorbBiases,
     SmoothActivations,
     ScaleSalientChannels,
     LearnFactors,

@@ -70,6 +70,8 @@ STEPS = (
     Step("rounding by second moments", "weights.rounding", "moment", "nearest", _CONV),
     Step("gates equalized", "equalize_gates", True, False, changes="equalize-gates"),
     Step("layers equalized", "equalize_layers", True, False, changes="equalize-layers"),
+    Step("biases absorbed", "absorb_biases", True, False, changes="absorb-biases"),
+    Step("biases absorbed, clipping", "absorb_biases", "deviation", False, changes="absorb-biases"),
     Step("biases corrected as measured", "correct_biases", "empirical", False, _CONV,
          layer_seconds=0.1),
     Step("rounding learned (AdaRound)", "weights.rounding", "adaround", "nearest",

@@ -14,7 +14,7 @@ from qcompiler.sensitivity.stages import Compiled, RunPasses, Stages
 
 __all__ = ["Trials"]
 
-_PREPARING = ("calibration", "smoothing", "equalize_gates", "equalize_layers")
+_PREPARING = ("calibration", "smoothing", "equalize_gates", "equalize_layers", "absorb_biases")
 
 
 class Trials:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.edit import add_initializer, constant, has_one_use
 
-__all__ = ["Linear", "Pair", "find_pairs", "set_constant"]
+__all__ = ["Linear", "Pair", "find_pairs", "set_constant", "shift_bias", "takes_bias"]
 
 Wide = npt.NDArray[np.float64]
 
@@ -98,6 +98,28 @@ def find_pairs(graph: ir.Graph) -> Iterator[Pair]:
         pair = _behind(first) if first is not None else None
         if pair is not None:
             yield pair
+
+
+def takes_bias(layer: Linear) -> bool:
+    """Whether there is a place for one: a Conv has it always."""
+    return layer.bias is not None or layer.node.op_type == "Conv"
+
+
+def shift_bias(graph: ir.Graph, layer: Linear, shift: Wide) -> None:
+    """Add ``[outputs]`` to the bias of a layer that :func:`takes_bias`, or make it one."""
+    node = layer.node
+    # looked up anew: an earlier shift may have made it
+    node_of_bias, index = layer.bias or (node, 2)
+    old = constant(node_of_bias.inputs[index]) if index < len(node_of_bias.inputs) else None
+    if old is not None:
+        changed = (old.astype(np.float64) + shift).astype(old.dtype)
+        set_constant(graph, node_of_bias, index, changed)
+        return
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    node.resize_inputs(3)
+    bias = add_initializer(graph, f"{node.name}/bias", shift.astype(weight.dtype))
+    node.replace_input_with(2, bias)
 
 
 def set_constant(
