@@ -103,12 +103,12 @@ def clear_round(a: Sequence[float], b: Sequence[float]) -> int | None:
         b: Of the second's, on the same feeds.
 
     Returns:
-        Index of the round whose ratio is the median; None when the rounds are too few, too short
-        to be timed under the profiler, differ by more than 10 %, or show less than a quarter.
+        Index of the round whose ratio is the median; None when there are less than three rounds,
+        one is too short to be timed under the profiler, or one shows less than a quarter.
     """
-    if min(a, default=0.0) < _LEAST_PROFILED or not _is_clear(a, b):
-        return None
     ratios = _ratios(a, b)
+    if len(ratios) < _LEAST_RUNS or min(a) < _LEAST_PROFILED or min(ratios) < _CLEAR_RATIO:
+        return None
     return ratios.index(statistics.median_high(ratios))
 
 

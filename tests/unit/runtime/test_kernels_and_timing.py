@@ -94,10 +94,9 @@ def test_the_median_of_clear_rounds_is_chosen() -> None:
     ("a", "b"),
     [
         ([], []),
-        ([0.9], [0.3]),  # one round may be chance
-        ([0.9, 0.9], [0.8, 0.8]),  # not a quarter faster
-        ([0.9, 0.9], [0.3, 0.45]),  # the rounds disagree
-        ([0.009, 0.009], [0.003, 0.003]),  # too short for the profiler
+        ([0.9, 0.9], [0.3, 0.3]),  # two rounds may be chance
+        ([0.9, 0.9, 0.9], [0.3, 0.3, 0.8]),  # one is not a quarter faster
+        ([0.009, 0.9, 0.9], [0.003, 0.3, 0.3]),  # one is too short for the profiler
     ],
 )
 def test_rounds_that_leave_doubt_choose_nothing(a: list[float], b: list[float]) -> None:
