@@ -283,7 +283,7 @@ class TeqOptions(Strict):
 
     iters: int = pydantic.Field(100, ge=0)
     batch_size: int = pydantic.Field(4, ge=1)
-    lr: float = pydantic.Field(1e-2, gt=0.0, allow_inf_nan=False)
+    lr: float = pydantic.Field(3e-2, gt=0.0, allow_inf_nan=False)
     warmup: float = pydantic.Field(0.05, ge=0.0, le=1.0)
     insert: bool = False
 

@@ -42,7 +42,7 @@ class TeqOptions:
 
     iters: int = 100
     batch_size: int = 4
-    lr: float = 1e-2
+    lr: float = 3e-2
     warmup: float = 0.05
     seed: int = 0
 
