@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -65,9 +65,10 @@ class BlockData:
         if len(first) < _TRIED or _shapes(self.inputs[0]) != _shapes(self.inputs[1]):
             return
         with torch.no_grad():
-            alone = [self._run([index], frozenset()) for index in first]
+            given = [self.inputs[index] for index in first]
+            alone = [self._run([sample], frozenset()) for sample in given]
             for shared in dict.fromkeys((self._in_common(scalars=True), self._in_common())):
-                if self._agrees(first, shared, alone):
+                if self._agrees(given, shared, alone):
                     self._shared = shared
                     return
 
@@ -114,17 +115,18 @@ class BlockData:
         sums = torch.cat([part.sums for part in found])
         return Errors(sums, tuple(n for part in found for n in part.counts))
 
-    def _parts(self, chosen: Sequence[int]) -> list[list[int]]:
+    def _parts(self, chosen: Sequence[int]) -> list[dict[int, Sample]]:
         """The samples that run together; one that was chosen twice runs once."""
+        given = {index: self.inputs[index] for index in dict.fromkeys(chosen)}
         if self._shared is None:
-            return [[index] for index in dict.fromkeys(chosen)]
-        alike: dict[object, list[int]] = {}
-        for index in dict.fromkeys(chosen):
-            alike.setdefault(_shapes(self.inputs[index]), []).append(index)
+            return [{index: sample} for index, sample in given.items()]
+        alike: dict[object, dict[int, Sample]] = {}
+        for index, sample in given.items():
+            alike.setdefault(_shapes(sample), {})[index] = sample
         return list(alike.values())
 
-    def _errors_of(self, part: Sequence[int]) -> list[tuple[Tensor, int]]:
-        found = self._run(part, self._shared or frozenset())
+    def _errors_of(self, part: Mapping[int, Sample]) -> list[tuple[Tensor, int]]:
+        found = self._run(list(part.values()), self._shared or frozenset())
         targets = [self.targets[index] for index in part]
         sums, counts = [torch.zeros((), device=self.device)] * len(part), [0] * len(part)
         for position, got in enumerate(found):
@@ -148,17 +150,16 @@ class BlockData:
                 counts[index] += _count(piece, part_kept)
         return list(zip(sums, counts, strict=True))
 
-    def _rows(self, part: Sequence[int]) -> Tensor | None:
+    def _rows(self, part: Collection[int]) -> Tensor | None:
         if self.keep is None:
             return None
         rows = [row for index in part if (row := self.keep[index]) is not None]
         return torch.cat(rows) if len(rows) == len(part) else None
 
-    def _run(self, part: Sequence[int], shared: frozenset[int]) -> tuple[Tensor, ...]:
-        columns = list(zip(*(self.inputs[index] for index in part), strict=True))
+    def _run(self, part: Sequence[Sample], shared: frozenset[int]) -> tuple[Tensor, ...]:
         given = [
             (column[0] if position in shared else _joined(column)).to(self.device)
-            for position, column in enumerate(columns)
+            for position, column in enumerate(zip(*part, strict=True))
         ]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             return self.block(*given)
@@ -174,7 +175,7 @@ class BlockData:
 
     def _agrees(
         self,
-        part: Sequence[int],
+        part: Sequence[Sample],
         shared: frozenset[int],
         alone: Sequence[tuple[Tensor, ...]],
     ) -> bool:
