@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["Stored", "View", "lazy_tensor", "tied", "view_of"]
+__all__ = ["Stored", "View", "lazy_tensor", "multiplied", "tied", "view_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +74,15 @@ class View:
 def lazy_tensor(view: View, name: str) -> ir.LazyTensor:
     """A float32 tensor that reads its numbers at each access and keeps none."""
     return ir.LazyTensor(view, ir.DataType.FLOAT, ir.Shape(view.shape), name=name)
+
+
+def multiplied(view: View, factors: npt.NDArray[np.float64], name: str) -> ir.LazyTensor:
+    """What a view reads times factors that broadcast against it, computed at each access."""
+
+    def read() -> npt.NDArray[np.float32]:
+        return np.asarray(view.array() * factors, np.float32)
+
+    return lazy_tensor(View(Stored(name, view.shape, read)), name)
 
 
 def view_of(tensor: ir.TensorProtocol | None) -> View | None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.ir.edit import add_initializer, constant, has_one_use
+from qcompiler.ir.lazy import multiplied, view_of
 from qcompiler.targets.cost import Shapes, shape_of
 
 __all__ = ["Edit", "Fold", "RefusedError", "absorb", "apply_edits"]
@@ -92,9 +93,10 @@ def absorb(value: ir.Value, channels: int, shapes: Shapes) -> Fold:
 def apply_edits(graph: ir.Graph, edits: Iterable[Edit], s: Wide) -> bool:
     """Change the constants, or none when one would overflow its type; say whether.
 
-    A vector that somebody else reads too is copied; matrices are private, see :func:`absorb`.
+    A vector that somebody else reads too is copied; matrices are private, see :func:`absorb`. What
+    is read from a file at each access is multiplied at each access.
     """
-    changes: list[tuple[Edit, npt.NDArray[np.generic]]] = []
+    changes: list[tuple[Edit, ir.TensorProtocol]] = []
     matrices: set[ir.Value] = set()
     for edit in edits:
         value = edit.node.inputs[edit.index]
@@ -106,21 +108,26 @@ def apply_edits(graph: ir.Graph, edits: Iterable[Edit], s: Wide) -> bool:
                 continue
             matrices.add(value)
         factors = edit.factors(s)
+        factors = factors[:, None] if edit.rows else factors
         with np.errstate(over="ignore"):
-            wide = array * (factors[:, None] if edit.rows else factors)
-            changed = wide.astype(array.dtype)
+            changed = (array * factors).astype(array.dtype)
         if not np.isfinite(changed).all():
             return False
-        changes.append((edit, changed))
-    for edit, changed in changes:
+        view = view_of(value.const_value)
+        if view is not None and changed.shape == view.shape:
+            changes.append((edit, multiplied(view, factors, value.name or "")))
+        else:
+            changes.append((edit, ir.tensor(changed, name=value.name)))
+    for edit, tensor in changes:
         value = edit.node.inputs[edit.index]
         assert value is not None
         private = edit.rows or len(value.uses()) == 1
         if private and value.is_initializer() and not value.is_graph_output():
-            value.const_value = ir.tensor(changed, name=value.name)
-            value.shape = ir.Shape(changed.shape)
+            value.const_value = tensor
+            value.shape = ir.Shape(tensor.shape.numpy())
         else:
-            copy = add_initializer(graph, f"{value.name}/smoothed", changed)
+            copy = add_initializer(graph, f"{value.name}/smoothed", tensor)
+            tensor.name = copy.name
             readers = [use.node for use in value.uses()] if edit.rows else [edit.node]
             for node in readers:
                 node.replace_input_with(edit.index, copy)
