@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,18 +92,11 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
             by_scale, by_zero = torch.zeros_like(scale), torch.zeros_like(scale)
             inverse, signed = scale.reciprocal(), scale.sign() * -step
             for part in self._parts():
-                g = grad[part].float()
                 raw = self._rounded(part, inverse, zero)
-                q = raw.clamp(self.spec.qmin, self.spec.qmax)
-                inside = raw.eq_(q).mul_(g)
-                if range_step:
-                    outside = torch.sub(g, inside)
-                    by_zero[part] = outside.sum(-1, keepdim=True)
-                    by_scale[part] = q.sub_(zero[part]).mul_(g).sum(-1, keepdim=True)
-                    torch.mul(self.groups[part], inside, out=q)
-                    by_scale[part] -= q.sum(-1, keepdim=True) * inverse[part]
+                inside, by_scale[part], by_zero[part] = _slopes(
+                    grad[part].float(), self.groups[part], raw, scale[part], zero[part], self.spec
+                )
                 self.shift[part].addcmul_(inside.sign_(), signed[part])
-            by_zero *= -scale
         if range_step:
             found = [(scale, by_scale), (zero, by_zero)]
             given = [(x, g) for x, g in found if x.requires_grad]
@@ -199,10 +193,8 @@ def scale_and_zero(lo: Tensor, hi: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]
     return scale, _straight((spec.qmin - lo / scale).clamp(spec.qmin, spec.qmax))
 
 
-def round_in_groups(
-    groups: Tensor, lo: Tensor, hi: Tensor, spec: QSpec
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers (as floats), scales and zero points; gradients pass straight through rounding.
+def round_in_groups(groups: Tensor, lo: Tensor, hi: Tensor, spec: QSpec) -> Tensor:
+    """What the integers nearest to a weight stand for; gradients pass straight through rounding.
 
     Args:
         groups: ``[..., group_size]``.
@@ -210,8 +202,46 @@ def round_in_groups(
         hi: ``[..., 1]``, at least 0.
         spec: Integers.
     """
-    scale, zero = scale_and_zero(lo, hi, spec)
-    return (_straight(groups / scale) + zero).clamp(spec.qmin, spec.qmax), scale, zero
+    values: Tensor = _Round.apply(groups, *scale_and_zero(lo, hi, spec), spec)
+    return values
+
+
+class _Round(torch.autograd.Function):  # type: ignore[misc]
+    """Rounding as one step on the tape: what comes in between is computed again, not stored."""
+
+    @staticmethod
+    def forward(ctx: Any, groups: Tensor, scale: Tensor, zero: Tensor, spec: QSpec) -> Tensor:
+        ctx.spec = spec
+        ctx.save_for_backward(groups, scale, zero)
+        q = (groups * scale.reciprocal()).round_().add_(zero).clamp_(spec.qmin, spec.qmax)
+        return q.sub_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        groups, scale, zero = ctx.saved_tensors
+        raw = (groups * scale.reciprocal()).round_().add_(zero)
+        return (*_slopes(grad, groups, raw, scale, zero, ctx.spec), None)
+
+
+def _slopes(
+    g: Tensor, groups: Tensor, raw: Tensor, scale: Tensor, zero: Tensor, spec: QSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of groups, scales and zero points, as :class:`RoundedWeight` says.
+
+    Args:
+        g: Gradient of the result, ``[..., group_size]``.
+        groups: What was rounded.
+        raw: Integers before they were brought into range.
+        scale: ``[..., 1]``.
+        zero: ``[..., 1]``.
+        spec: The range.
+    """
+    q = raw.clamp(spec.qmin, spec.qmax)
+    inside = raw.eq_(q).mul_(g)
+    by_scale = q.sub_(zero).mul_(g).sum(-1, keepdim=True)
+    by_scale -= torch.mul(groups, inside, out=q).sum(-1, keepdim=True) / scale
+    by_zero = torch.sub(inside, g, out=q).sum(-1, keepdim=True) * scale
+    return inside, by_scale, by_zero
 
 
 def in_groups(weight: Tensor, spec: QSpec) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

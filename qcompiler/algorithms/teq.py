@@ -150,8 +150,7 @@ class _Transformed(nn.Module):  # type: ignore[misc]
     def forward(self, weight: Tensor) -> Tensor:
         factors = self.log()[:, None]
         groups, back = in_groups(weight * factors, self.spec)
-        q, scale, zero = round_in_groups(groups, *extrema(groups), self.spec)
-        return back((q - zero) * scale) / factors
+        return back(round_in_groups(groups, *extrema(groups), self.spec)) / factors
 
 
 def _train(
