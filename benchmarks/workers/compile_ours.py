@@ -6,6 +6,7 @@ Spec: ``model``, ``output`` (folder), ``recipe`` (name or mapping), ``form`` or 
 
 from __future__ import annotations
 
+import pathlib
 import time
 
 from job import STARTED, finish, peak_mb, read_spec
@@ -22,6 +23,9 @@ def main() -> None:
     import qcompiler_passes  # noqa: F401
     from qcompiler import qcompile
 
+    if pathlib.Path(spec["model"]).is_dir():
+        import qcompiler.frontends.transformers_model  # noqa: F401
+
     imported, imports_mb = time.perf_counter(), peak_mb()
     artifact = qcompile(
         spec["model"],
@@ -36,7 +40,6 @@ def main() -> None:
         seconds=time.perf_counter() - imported,
         import_seconds=imported - STARTED,
         imports_mb=imports_mb,
-        cpu_seconds=time.process_time(),
         phases=artifact.report.timings["phases"],
         diagnostics=[str(item) for item in artifact.report.diagnostics if item.severity > 0],
     )
