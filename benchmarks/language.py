@@ -198,6 +198,7 @@ def _made(done: Mapping[str, Any], made: pathlib.Path) -> dict[str, Any]:
     files = sorted(made.glob("model.onnx*")) if made.is_dir() else [made]
     return {
         "seconds": done["seconds"],
+        "cpu_seconds": done["cpu_seconds"],
         "peak_mb": done["peak_mb"],
         "mb": sum(path.stat().st_size for path in files) / 1e6,
     }
@@ -218,13 +219,24 @@ def _save(
     told = {"machine": machine, "options": {k: str(v) for k, v in options.items()}, "rows": rows}
     (out / "language.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     rates = [f"{what}_{length}" for length in _PROMPTS for what in ("prefill", "decode")]
-    head = ("who:bits:group:kind", "*Persuasion*", "verses", "MB", "seconds", "peak MB")
+    head = (
+        "who:bits:group:kind",
+        "*Persuasion*",
+        "verses",
+        "MB",
+        "seconds",
+        "processor s",
+        "peak MB",
+    )
     head += tuple(f"{rate.replace('_', ' ')}, tokens/s" for rate in rates)
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, row in rows.items():
         cells = [
             "failed: " + row["failed"] if "failed" in row else _cell(row, "persuasion"),
-            *(_cell(row, key) for key in ("verses", "mb", "seconds", "peak_mb", *rates)),
+            *(
+                _cell(row, key)
+                for key in ("verses", "mb", "seconds", "cpu_seconds", "peak_mb", *rates)
+            ),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     (out / "language.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ def main() -> None:
     import onnx_ir  # noqa: F401
     import onnxruntime  # noqa: F401
 
-    import qcompiler.frontends  # noqa: F401
+    import qcompiler.frontends
     import qcompiler_passes  # noqa: F401
     from qcompiler import qcompile
 
