@@ -23,7 +23,7 @@ from qcompiler.stages.spool import Spool
 
 __all__ = ["MEMORY", "SETTINGS", "Observer", "stage_model", "store_inputs", "walk"]
 
-MEMORY = 2 << 30  # bytes of crossing values held in memory, by default
+MEMORY = 1 << 30  # bytes of crossing values held in memory, by default
 
 # Threads that wait between runs would spin on the cores that sums and rounding want.
 SETTINGS = SessionSettings("all", {"session.intra_op.allow_spinning": "0"})
