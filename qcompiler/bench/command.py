@@ -41,6 +41,13 @@ def bench_models(
     for path in paths:
         if not path.exists():
             raise QcError(Code.NO_FILE, str(path), "there is no such file or folder")
+        if path.is_dir() and not (path / "model.onnx").is_file():
+            raise QcError(
+                Code.NOT_ARTIFACT,
+                str(path),
+                "the folder has no model.onnx",
+                "give an artifact or an ONNX file; recipe 'float' makes one of a language model",
+            )
     file = paths[0] / "model.onnx" if paths[0].is_dir() else paths[0]
     model = ir.load(file)
     feed = open_feeds(data, input_specs(model)).first if data else generate_feed(model)

@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     with np.load(spec["feed"], allow_pickle=False) as arrays:
         feed = {name: arrays[name] for name in arrays.files}
     session = _session(spec)
-    serve(lambda: session.run(None, feed))
+    from qcompiler.runtime.session import fitting_feed
+
+    own = fitting_feed(session, feed)
+    serve(lambda: session.run(None, own))
 
 
 def _session(spec: dict[str, Any]) -> Any:

@@ -25,7 +25,7 @@ from qcompiler.runtime.settings import Level, SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["open_session", "run", "runtime_errors"]
+__all__ = ["fitting_feed", "open_session", "run", "runtime_errors"]
 
 _LEVELS: dict[Level, str] = {
     "disable": "ORT_DISABLE_ALL",
@@ -151,7 +151,7 @@ def run(
     """
     names = [o.name for o in session.get_outputs()] if outputs is None else list(outputs)
     try:
-        return dict(zip(names, session.run(names, _fitting(session, feed)), strict=True))
+        return dict(zip(names, session.run(names, fitting_feed(session, feed)), strict=True))
     except runtime_errors() as error:
         shapes = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in feed.items())
         raise QcError(
@@ -162,7 +162,7 @@ def run(
         ) from error
 
 
-def _fitting(session: ort.InferenceSession, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+def fitting_feed(session: ort.InferenceSession, feed: Feed) -> dict[str, npt.NDArray[Any]]:
     """The feed; an empty past of another type than the session's int8 cache is taken as such."""
     if all(x.size for x in feed.values()):
         return dict(feed)

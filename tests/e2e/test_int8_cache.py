@@ -12,8 +12,10 @@ pytest.importorskip("transformers")
 
 import decoders
 from qcompiler import Artifact, qcompile
+from qcompiler.bench.command import bench_models
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.runtime.inputs import input_specs
+from qcompiler.verify.again import verify_artifact
 from qcompiler_models import tiny
 
 TEXT = {"own_samples": 16, "length": 32}
@@ -97,6 +99,20 @@ def test_genai_keeps_it_in_both_branches_of_prefill(tmp_path: pathlib.Path) -> N
     for _ in range(12):
         generator.generate_next_token()
     assert list(generator.get_sequence(0)[20:]) == made
+
+
+def test_it_is_timed_and_verified_beside_float(tmp_path: pathlib.Path) -> None:
+    for kind in (None, "int8-channel"):
+        compiled("llama", kind).save(tmp_path / str(kind))
+    rows = bench_models(tmp_path / "int8-channel", tmp_path / "None", rounds=1, seconds=0.01)
+    assert [row.name for row in rows] == ["None", "int8-channel"]
+    report = verify_artifact(
+        Artifact.load(tmp_path / "int8-channel"), tmp_path / "None" / "model.onnx", None
+    )
+    assert min(row["cosine"] for row in report.fidelity) > 0.99
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(QcError, match=r"no model\.onnx"):
+        bench_models(tmp_path / "None", tmp_path / "empty")
 
 
 def test_padding_does_not_count() -> None:
