@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompiler import Artifact, qcompile
+from qcompiler.diagnostics import Code
 from qcompiler.ir.walk import op_name
 
 ROWS, WIDTH = 4096, 64  # 1 MiB
@@ -44,7 +45,7 @@ def size(tmp_path: pathlib.Path) -> int:
 
 @pytest.mark.parametrize("use", list(USES))
 def test_one_table_of_few_bits_serves_both(tmp_path: pathlib.Path, use: str) -> None:
-    artifact = compiled(tmp_path, use, weights={"bits": 8, "group_size": 32})
+    artifact = compiled(tmp_path, use, rules=[{"match": "y", "bits": 8}])
     nodes = list(artifact.model.graph)
     gather = next(node for node in nodes if node.op_type == "GatherBlockQuantized")
     product = next(node for node in nodes if node.op_type == "MatMulNBits")
@@ -56,13 +57,19 @@ def test_one_table_of_few_bits_serves_both(tmp_path: pathlib.Path, use: str) -> 
 
 
 def test_what_stays_in_float_is_stored_once(tmp_path: pathlib.Path) -> None:
-    rules = [{"match": name, "scheme": "float"} for name in ("y", "e")]
+    rules = [{"match": name, "bits": 8, "scheme": "float"} for name in ("y", "e")]
     artifact = compiled(tmp_path, "matmul", rules=rules)
     assert sorted(map(op_name, artifact.model.graph)) == ["Gather", "MatMul", "Tanh", "Transpose"]
     assert size(tmp_path) < TABLE.nbytes * 1.05
     assert np.array_equal(onnx.numpy_helper.to_array(_table(tmp_path)), TABLE)
     wanted = np.tanh(TABLE[IDS["ids"]]) @ TABLE.T
     assert np.allclose(artifact.run(IDS)["y"], wanted, atol=1e-4)
+
+
+def test_without_a_rule_the_product_stays_what_it_was(tmp_path: pathlib.Path) -> None:
+    artifact = compiled(tmp_path, "matmul")
+    assert [op_name(node) for node in artifact.model.graph][-2:] == ["Transpose", "MatMul"]
+    assert Code.SHARED_WEIGHT in {item.code for item in artifact.report.diagnostics}
 
 
 def _table(tmp_path: pathlib.Path) -> onnx.TensorProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ from qcompiler.recipe import Recipe, Rule
 from qcompiler.recipe_options import DoubleQuantOptions
 from qcompiler.targets.schema import Scheme
 
-__all__ = ["Wish", "allot", "pin", "wishes_of"]
+__all__ = ["Wish", "allot", "pin", "rule_on", "wishes_of"]
 
 _WILD = frozenset("*?[")
 _CANONICAL = {"Gemm": "MatMul", "BatchNormalization": "Conv", "FusedMatMul": "MatMul"}
@@ -91,14 +91,31 @@ def wishes_of(
         for node in nodes:
             if rule.op is not None and rule.op.removeprefix("ai.onnx:") != op_name(node):
                 continue
-            names = {str(node.name), *origins(node)}
-            if any(map(matches, names)) or any(map(matches, _enclosing(module_of(node)))):
+            if _hits(matches, node):
                 hit = True
-                named = exact and rule.match in names
+                named = exact and rule.match in {str(node.name), *origins(node)}
                 wishes[str(node.name)] = _wish(recipe, rule, named=named)
         if not hit:
             raise _matches_nothing(rule, index, nodes, removed)
     return wishes
+
+
+def rule_on(node: ir.Node, rules: Sequence[Rule]) -> Rule | None:
+    """The last rule that matches a node.
+
+    Raises:
+        QcError: QC403, a regular expression does not parse.
+    """
+    for index, rule in reversed(list(enumerate(rules))):
+        right = rule.op is None or rule.op.removeprefix("ai.onnx:") == op_name(node)
+        if right and _hits(_matcher(rule, f"rules[{index}].match"), node):
+            return rule
+    return None
+
+
+def _hits(matches: Callable[[str], bool], node: ir.Node) -> bool:
+    names = {str(node.name), *origins(node), *_enclosing(module_of(node))}
+    return any(map(matches, names))
 
 
 def pin(wishes: Mapping[str, Wish], pinned: Mapping[str, Diagnostic]) -> dict[str, Wish]:

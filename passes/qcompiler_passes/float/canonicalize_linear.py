@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +15,8 @@ from qcompiler.ir.edit import Tape, add_initializer, constant, remove_dead, repl
 from qcompiler.ir.lazy import Stored, View, lazy_tensor, view_of
 from qcompiler.ir.provenance import module_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler.recipe import Recipe
-from qcompiler.targets.schema import Scheme
+from qcompiler.recipe import Rule
+from qcompiler_passes.decide.wishes import rule_on
 
 __all__ = ["CanonicalizeLinear"]
 
@@ -34,9 +34,9 @@ class CanonicalizeLinear(Pass):
     - A weight ``[1, in, out]`` and a bias ``[1, 1, out]`` lose their leading ones where the other
       operand has the rank.
     - A weight above ``small_bytes`` that another kind of node reads as it is (an embedding table
-      tied to the output layer) is not copied: the node stays, with QC117. Where the recipe has the
-      weight-only scheme and the others are Gathers of rows, a view takes the place of a copy: both
-      may get one quantized table, and what stays in float is told apart by ``share-transposed``.
+      tied to the output layer) is not copied: the node stays, with QC117. Where a rule gives the
+      node bits and the others are Gathers of rows, a view takes the place of a copy: both get one
+      quantized table, and ``share-transposed`` tells apart what stays in float after all.
 
     Given:  ``%y = Gemm(%x, %w, %b) transB=1`` with ``%w: float[out, in]``
     Result: ``%m = MatMul(%x, %w.T);  %y = Add(%m, %b)``
@@ -54,7 +54,7 @@ class CanonicalizeLinear(Pass):
         """The main graph only: linear layers inside bodies stay in float anyway."""
         modified = False
         while True:
-            work = _Work(model.graph, self.small_bytes, _wants_weights(state.recipe))
+            work = _Work(model.graph, self.small_bytes, state.recipe.rules)
             for node in list(model.graph):
                 if node.domain == "" and node.op_type in _STEPS and node.graph is not None:
                     _STEPS[node.op_type](work, node)
@@ -67,10 +67,10 @@ class CanonicalizeLinear(Pass):
 class _Work:
     """One run: transposed constants made so far, and what there is to tell."""
 
-    def __init__(self, graph: ir.Graph, small_bytes: int, views: bool) -> None:
+    def __init__(self, graph: ir.Graph, small_bytes: int, rules: Sequence[Rule]) -> None:
         self.graph = graph
         self.small_bytes = small_bytes
-        self.views = views
+        self.rules = rules
         self.modified = False
         self.diagnostics: list[Diagnostic] = []
         self._made: dict[Hashable, ir.Value] = {}
@@ -101,9 +101,12 @@ class _Work:
             _wants_transposed(user, index) for user, index in value.uses()
         )
 
-    def may_view(self, value: ir.Value, transposed: bool, alpha: float) -> bool:
+    def may_view(self, node: ir.Node, value: ir.Value, transposed: bool, alpha: float) -> bool:
         """Whether a transposed view can stand for a copy: the rest gathers rows of a table."""
-        if not self.views or not transposed or alpha != 1.0 or value.is_graph_output():
+        rule = rule_on(node, self.rules)
+        if rule is None or rule.bits is None:
+            return False
+        if not transposed or alpha != 1.0 or value.is_graph_output():
             return False
         return value.dtype is ir.DataType.FLOAT and all(
             _wants_transposed(user, index) or (_gathers_rows(user) and index == 0)
@@ -122,16 +125,10 @@ class _Work:
                 f"{module} ({node.name})" if module else node.name or "",
                 f"weight {weight.name!r} of {size} bytes is read untransposed by "
                 f"{', '.join(others[:3])}; a transposed copy would double it",
-                "untie the weights, if speed matters more than size",
+                "untie the weights, or store both in few bits by a rule: bits = 8, scheme 'weight'",
                 {"weight": weight.name, "bytes": size},
             )
         )
-
-
-def _wants_weights(recipe: Recipe) -> bool:
-    """Whether some node may have its weight alone quantized."""
-    rules = {rule.scheme for rule in recipe.rules}
-    return Scheme.WEIGHT in recipe.schemes or Scheme.WEIGHT.value in rules
 
 
 def _gathers_rows(node: ir.Node) -> bool:
@@ -186,7 +183,7 @@ def _gemm(work: _Work, node: ir.Node) -> None:
     if bias is not None and values is None and beta not in (0.0, 1.0):
         return
     other = transposed or alpha != 1.0
-    if other and work.would_copy(weight) and not work.may_view(weight, transposed, alpha):
+    if other and work.would_copy(weight) and not work.may_view(node, weight, transposed, alpha):
         work.keep(node, weight)
         return
     out = array.shape[0 if transposed else 1]
@@ -235,7 +232,7 @@ def _untranspose(work: _Work, node: ir.Node, transpose: ir.Node) -> None:
         return
     if perm is not None and list(perm.as_ints()) != [1, 0]:
         return
-    if work.would_copy(weight) and not work.may_view(weight, transposed=True, alpha=1.0):
+    if work.would_copy(weight) and not work.may_view(node, weight, True, 1.0):
         work.keep(node, weight)
         return
     tape = Tape(work.graph, node.name or "MatMul")
