@@ -12,7 +12,6 @@ from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import Tape, constant
 from qcompiler.ir.provenance import inherit, module_of, origins
 from qcompiler.ir.walk import all_nodes, op_name
-from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import State, TensorRange
 from qcompiler.plan import Intent, NodeDecision, Own, Verdict
 from qcompiler.schemes import Granularity
@@ -28,6 +27,7 @@ from qcompiler_passes.quantized.dequantized import float_constant
 from qcompiler_passes.quantized.fitting import Fit, Fitting
 from qcompiler_passes.quantized.signs import Signs
 from qcompiler_passes.quantized.stored import (
+    AdoptedWeights,
     Stored,
     dequantize_of,
     is_dequantize,
@@ -62,7 +62,7 @@ class Adoption:
         self.wishes = wishes_of(all_nodes(model), state.recipe, state.removed)
         self.values: dict[str, Intent] = {}
         self.ranges: dict[str, TensorRange] = {}
-        self.weights: dict[tuple[str, int], QTensor] = {}
+        self.weights = AdoptedWeights()
         self._decided: dict[str, NodeDecision] = {}
         self._refusals: dict[str, Refusal] = {}
         self._active: set[ir.Node] = set()
@@ -134,9 +134,9 @@ class Adoption:
                 self._edited |= dq.outputs[0] is not before
             dq.metadata_props[SPEC] = str(spec)
             stored = Stored.of(dq)
-            tensor = None if stored is None else stored.tensor()
-            if tensor is not None and tensor.q.ndim:  # a scalar operand is no weight
-                self.weights[name, index] = tensor
+            read = None if stored is None else stored.reader()
+            if read is not None and stored is not None and stored.rank:  # a scalar is no weight
+                self.weights.add(name, index, read)
         if fit.bias is not None:
             self._round_bias(node, fit)
         for follower in fit.chain:

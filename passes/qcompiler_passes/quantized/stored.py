@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,15 @@ from qcompiler.ir.provenance import SPEC
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
 
-__all__ = ["Stored", "dequantize_of", "is_dequantize", "is_quantize", "quantize_behind", "same"]
+__all__ = [
+    "AdoptedWeights",
+    "Stored",
+    "dequantize_of",
+    "is_dequantize",
+    "is_quantize",
+    "quantize_behind",
+    "same",
+]
 
 _DOMAINS = ("", "com.microsoft")
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -114,6 +123,12 @@ class Stored:
         return self.axis is None
 
     @property
+    def rank(self) -> int:
+        """Of what is stored; 0 also where it is unknown."""
+        value = self.node.inputs[0]
+        return 0 if value is None or value.shape is None else len(value.shape)
+
+    @property
     def symmetric(self) -> bool:
         """Whether 0 stands in the middle: zero points 0 of signed types, 2^(bits-1) of unsigned."""
         return bool((self.zero_point == self.middle).all())
@@ -155,19 +170,52 @@ class Stored:
 
     def tensor(self) -> QTensor | None:
         """The constant it dequantizes, with the integers as they are; None when not constant."""
-        q = constant(self.node.inputs[0])
-        if q is None:
+        read = self.reader()
+        return None if read is None else read()
+
+    def reader(self) -> Callable[[], QTensor] | None:
+        """What gives :meth:`tensor` anew at each call, whatever becomes of the node."""
+        value = self.node.inputs[0]
+        if value is None or value.is_graph_input():
             return None
-        shape = [1] * q.ndim
+        integers, spec = ir.convenience.get_const_tensor(value), self.spec()
+        if integers is None:
+            return None
+        shape = [1] * len(integers.shape)
         if self.axis is not None and self.block_size is None:
             shape[self.axis] = -1
         elif self.axis is not None:
             shape = list(self.scale.shape)
-        integers = q
-        if self.dtype.bitwidth < 8:  # elements of their own, which numpy does not compute with
-            integers = q.astype(np.int8 if self.dtype.is_signed() else np.uint8)
-        zeros = None if not self.zero_point.any() else self.zero_point.reshape(shape)
-        return QTensor(integers, self.scale.reshape(shape), zeros, self.spec())
+
+        def read() -> QTensor:
+            q = integers.numpy()
+            if self.dtype.bitwidth < 8:  # elements of their own, which numpy cannot compute with
+                q = q.astype(np.int8 if self.dtype.is_signed() else np.uint8)
+            zeros = None if not self.zero_point.any() else self.zero_point.reshape(shape)
+            return QTensor(q, self.scale.reshape(shape), zeros, spec)
+
+        return read
+
+
+class AdoptedWeights(Mapping[tuple[str, int], QTensor]):
+    """Weights by node and input index, read from the model's constants when they are asked for."""
+
+    def __init__(self) -> None:
+        """Without any."""
+        self._read: dict[tuple[str, int], Callable[[], QTensor]] = {}
+
+    def add(self, node: str, index: int, read: Callable[[], QTensor]) -> None:
+        """Add the weight that ``read`` gives."""
+        self._read[node, index] = read
+
+    def __getitem__(self, key: tuple[str, int]) -> QTensor:
+        return self._read[key]()
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
 
 
 def same(a: Stored | None, b: Stored | None) -> bool:

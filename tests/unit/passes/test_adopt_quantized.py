@@ -86,6 +86,15 @@ def test_any_mix_of_signs_ends_as_u8_times_s8_and_rounds_nothing(x: type, w: typ
     assert np.array_equal(tensor.q, came)
 
 
+def test_weights_are_read_anew_whenever_they_are_asked_for() -> None:
+    _, state = relower(build(LINEAR, linear(w=np.int8)), feed())
+    assert state.weights is not None
+    (key,) = state.weights
+    first, second = state.weights[key], state.weights[key]
+    assert first is not second
+    np.testing.assert_array_equal(first.dequantize(), second.dequantize())
+
+
 def test_plan_and_ranges_say_what_came() -> None:
     model = build(LINEAR, linear())
     _, state = relower(model, feed())
