@@ -122,7 +122,8 @@ class _Search:
         padding = Padding.of(reference, recipe.calibration.mask)
         self.run_float: Run = lambda feed: run(session, feed)
         self.metric = fidelity(self.run_float, self.feeds, padding)
-        self.loss, self.longest = 1.0, 0.0
+        self.loss = 1.0
+        self.longest = {False: 0.0, True: 0.0}  # seconds of a compile; True: that prepares anew
         self.rows: list[dict[str, Any]] = []
         self.cut: list[tuple[Step, float]] = []
 
@@ -146,12 +147,13 @@ class _Search:
         if plan is None or not plan.count().get("quantized"):
             return Tuned(self.given)
         self.loss = self._judged(first)
+        self.longest = dict.fromkeys(self.longest, self.now() - started)
         self._note("none", None, started, "what the steps start from", None, self.loss)
         for step in self.steps:
             if why := step.idle(plan):
                 self._note(step.name, None, self.now(), why, False)
                 continue
-            expected = self.longest + step.seconds(plan)
+            expected = self.longest[bool(step.changes)] + step.seconds(plan)
             if self.now() - self.began + expected > self.budget:
                 self._cut(step, expected)
             else:
@@ -170,6 +172,9 @@ class _Search:
             why = f"{error.diagnostic.code.id} {error.diagnostic.message}"
             self._note(step.name, None, started, why, False)
             return
+        if not step.layer_seconds:
+            anew = bool(step.changes)
+            self.longest[anew] = max(self.longest[anew], self.now() - started)
         helps = loss < (1.0 - _HELPS) * self.loss
         share = 1.0 - loss / self.loss if self.loss else 0.0
         why = f"{abs(share):.0%} {'less' if share >= 0 else 'more'} loss"
@@ -188,15 +193,12 @@ class _Search:
         self, name: str, before: float | None, started: float, why: str, kept: bool | None,
         after: float | None = None,
     ) -> None:  # fmt: skip
-        seconds = self.now() - started
-        if after is not None:
-            self.longest = max(self.longest, seconds)
         self.rows.append(
             {
                 "step": name,
                 "before": None if before is None else 1.0 - before,
                 "after": None if after is None else 1.0 - after,
-                "seconds": seconds,
+                "seconds": self.now() - started,
                 "kept": kept,
                 "why": why,
             }
