@@ -324,6 +324,8 @@ class WeightOptions(Strict):
         zero_point: Of asymmetric integers of the weight-only scheme: ``int``, or ``float``, with
             ``hqq`` and ``k-quant``: nearer to the weights, and a float product more for each layer.
         double_quant: Quantize the scales of the weight-only scheme again; None leaves them float.
+        accuracy_level: Arithmetic of ONNX Runtime's products of 4-bit weights, by its own numbers:
+            4 rounds activations to int8, block by block; 1 leaves them float, and is slower.
         granularity: ``tensor`` gives a weight one scale where activations are quantized as well,
             ``channel`` one per output channel; ``auto`` is the kernel's.
         rounding: ``nearest``; ``moment`` of convolutions so that the errors of their outputs are
@@ -339,6 +341,7 @@ class WeightOptions(Strict):
     rounding: Literal["nearest", "moment", "adaround"] = "moment"
     zero_point: Literal["int", "float"] = "int"
     double_quant: DoubleQuantOptions | None = None
+    accuracy_level: Literal[1, 4] = 4
 
     @pydantic.model_validator(mode="after")
     def _fits_the_format(self) -> WeightOptions:

@@ -98,3 +98,15 @@ def test_a_rule_gives_the_tied_layer_integer_zero_points_among_float_ones() -> N
     assert nodes["GatherBlockQuantized"].inputs[0] is nodes["MatMulNBits"].inputs[1]
     _, rows = run_ort(model, {"ids": IDS}, state.session)
     assert np.abs(rows - table()[IDS]).max() <= np.ptp(table()) / 255
+
+
+def test_products_of_four_bits_may_leave_activations_float() -> None:
+    w = table()
+    weights = {"bits": 4, "group_size": 32, "accuracy_level": 1}
+    model, state = compiled(tied_model(w), weights)
+    product = next(node for node in model.graph if node.op_type == "MatMulNBits")
+    assert product.attributes.get_int("accuracy_level") == 1
+    expected = rtn(w.T, QSpec.parse("u4g32@0")).dequantize().T
+    logits, rows = run_ort(model, {"ids": IDS}, state.session)
+    wanted = np.tanh(rows) @ expected.T
+    assert np.abs(logits - wanted).max() <= 1e-5 * np.abs(wanted).max()

@@ -29,6 +29,8 @@ from qcompiler_passes.planned import CARRIER, KERNEL
 
 __all__ = ["FINAL_SETTINGS", "LAYOUT_SETTINGS", "UNPACKING_SETTINGS", "ToOrt"]
 
+_FLOAT_KERNEL = 4  # bits for which the runtime has a fast kernel with float activations
+
 # The graph holds final operators: no rewrite of the runtime makes it faster, some make it slower or
 # wrong.
 FINAL_SETTINGS = SessionSettings(level="disable")
@@ -86,6 +88,8 @@ class ToOrt(Pass):
                 changed |= _lower(graph, node)
             elif CARRIER in node.metadata_props:
                 changed |= _carry(graph, node)
+        if state.recipe.weights.accuracy_level != 4:
+            _set_arithmetic(graph, state.recipe.weights.accuracy_level)
         share_tables(graph)
         changed |= _drop_round_trips(graph)
         if changed:
@@ -95,6 +99,13 @@ class ToOrt(Pass):
         define_functions(model)
         state.session = _settings(model)
         return PassResult(modified=changed)
+
+
+def _set_arithmetic(graph: ir.Graph, level: int) -> None:
+    """Let products of 4 bits compute as asked; of other bits the kernels have one fast way."""
+    for node in graph:
+        if node.op_type == "MatMulNBits" and node.attributes["bits"].as_int() == _FLOAT_KERNEL:
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
 
 
 def _settings(model: ir.Model) -> SessionSettings:
