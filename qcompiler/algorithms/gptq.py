@@ -118,7 +118,7 @@ def gptq(
     diagonal = np.diagonal(hessian)
     order = _order(len(w), size, diagonal, options)
     rows = np.concatenate([np.zeros(0, np.intp), *order])
-    root, damp = root_of_inverse(hessian[np.ix_(rows, rows)], options.damp)
+    root, damp = root_of_inverse(hessian, rows, options.damp)
     # scales that are quantized again are so all together, before the sweep
     dynamic = len(w) > size and not options.static_groups and spec.scales is None
     search = _RATIOS if options.search and spec.width <= 4 else (1.0,)
@@ -143,14 +143,19 @@ def gptq(
     return GptqResult(tensor, damp, len(w) - int(live.sum()), loss)
 
 
-def root_of_inverse(hessian: Array, damp: float) -> tuple[Array, float]:
+def root_of_inverse(hessian: Array, rows: Indices, damp: float) -> tuple[Array, float]:
     """Upper ``U`` with ``U^T U = (H + damp * mean(diag H) I)^-1``, float32, and the damping.
 
     ``H = R R^T`` with ``R`` upper is a Cholesky factorization read backwards, and ``U = R^-1``. A
     channel with zeros alone gets a diagonal of 1 and meets no other. The damping is doubled until
     the factorization succeeds.
+
+    Args:
+        hessian: ``[K, K]``, left as it is.
+        rows: The order in which ``U`` has its rows and columns.
+        damp: To begin with.
     """
-    h = np.array(hessian[::-1, ::-1], np.float32)
+    h = hessian[np.ix_(rows[::-1], rows[::-1])].astype(np.float32, copy=False)
     diagonal = np.diagonal(h).copy()
     dead = diagonal <= 0
     mean = np.float32(1.0 if dead.all() else diagonal[~dead].mean(dtype=np.float64))
@@ -167,6 +172,7 @@ def root_of_inverse(hessian: Array, damp: float) -> tuple[Array, float]:
             if damp > _MOST_DAMP:
                 raise
             damp = max(2.0 * damp, 1e-4)
+    del h  # as large as the result
     root = np.ascontiguousarray(inverse[::-1, ::-1])
     root /= np.sqrt(mean)
     return root, damp
