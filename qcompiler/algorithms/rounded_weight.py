@@ -15,7 +15,7 @@ from qcompiler.schemes import Granularity, QSpec
 
 __all__ = ["RoundedWeight", "extrema", "in_groups", "round_in_groups", "scale_and_zero"]
 
-_ELEMENTS = 1 << 20  # of a weight at a time: what a cache holds, and bounds what comes in between
+_ELEMENTS = 1 << 17  # of a weight at a time: what a cache holds, and bounds what comes in between
 
 
 class RoundedWeight(nn.Module):  # type: ignore[misc]
@@ -96,7 +96,7 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
                 inside, by_scale[part], by_zero[part] = _slopes(
                     grad[part].float(), self.groups[part], raw, scale[part], zero[part], self.spec
                 )
-                self.shift[part].addcmul_(inside.sign_(), signed[part])
+                self.shift[part].add_(inside.sign_().mul_(signed[part]))
         if range_step:
             found = [(scale, by_scale), (zero, by_zero)]
             given = [(x, g) for x, g in found if x.requires_grad]
@@ -147,8 +147,8 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
 
     def _rounded(self, part: slice, inverse: Tensor, zero: Tensor) -> Tensor:
         """Integers before they are brought into range."""
-        steps = torch.addcmul(self.shift[part], self.groups[part], inverse[part])
-        return steps.round_().add_(zero[part])
+        steps = torch.mul(self.groups[part], inverse[part])
+        return steps.add_(self.shift[part]).round_().add_(zero[part])
 
     def _parts(self) -> Iterator[slice]:
         rows, size = self.groups.shape

@@ -13,6 +13,8 @@ from qcompiler.lift.operands import Table, torch_dtype
 
 __all__ = ["OPERATORS"]
 
+_SHORT = 512  # rows, to which the scores of all heads are held at once
+
 
 def attention(
     q: Tensor,
@@ -53,13 +55,24 @@ def attention(
         precision = torch_dtype(softmax_precision) if softmax_precision else scores.dtype
         y = _softmax(scores, bias, precision).to(v.dtype) @ v
     elif is_causal and attn_mask is None and not past and q.shape[2] == k.shape[2]:
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        y = _causal(q, k, v, scale)
     else:
         bias, empty = _freed(_bias(attn_mask, q, k, is_causal, past))
         y = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
         y = y if empty is None else y.masked_fill(empty, 0.0)
     y = y.transpose(1, 2).flatten(2) if packed else y
     return y if outputs == 1 else (y, *present)[:outputs]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """Causal attention without a past; short ones by products, for which nothing is tiled."""
+    if q.shape[2] > _SHORT or q.is_cuda:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    blocked = torch.full((q.shape[2], k.shape[2]), float("-inf"), dtype=q.dtype, device=q.device)
+    scores = torch.baddbmm(blocked.triu(1), (q * scale).flatten(0, 1), k.flatten(0, 1).mT)
+    shares = torch.softmax(scores, -1)
+    return (shares @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 def _heads(x: Tensor, count: int | None) -> Tensor:
@@ -116,14 +129,14 @@ def rotary_embedding(
     turned, rest = heads[..., :width], heads[..., width:]
     if position_ids is not None:
         cos_cache, sin_cache = cos_cache[position_ids], sin_cache[position_ids]
-    cos, sin = cos_cache.unsqueeze(2), sin_cache.unsqueeze(2)
+    cos, sin = (cache.unsqueeze(2).to(x.dtype) for cache in (cos_cache, sin_cache))
     if interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
         turned = torch.stack([cos * a - sin * b, sin * a + cos * b], -1).flatten(-2)
     else:
         a, b = turned.chunk(2, -1)
         turned = torch.cat([cos * a - sin * b, sin * a + cos * b], -1)
-    y = torch.cat([turned, rest], -1)
+    y = torch.cat([turned, rest], -1) if rest.shape[-1] else turned
     return y.transpose(1, 2) if x.ndim == 4 else y.reshape(x.shape)
 
 
