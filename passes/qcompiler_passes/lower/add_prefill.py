@@ -176,7 +176,10 @@ def _divided(graph: ir.Graph, value: ir.Value | None, factors: Floats) -> ir.Val
 def _cost(weights: Sequence[ByteWeight], factors: PrefillFactors | None) -> Diagnostic:
     size = sum(weight.size for weight in weights)
     stored = sum(weight.size for weight in weights if weight.stored)
-    levelled = "their inputs are rounded as they are: there is no calibration data, or no smoothing"
+    levelled = (
+        "their inputs are rounded as they are: there is no calibration data that can be read "
+        "again, or the recipe has no smoothing"
+    )
     if factors is not None:
         levelled = f"channels of {len(factors.rows)} of their inputs are levelled"
     return Diagnostic(

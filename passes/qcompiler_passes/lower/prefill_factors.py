@@ -58,10 +58,10 @@ def find_factors(
         state: With data, session options, and the recipe's ``smoothing.alpha``.
 
     Returns:
-        None where there is no data or the recipe has smoothing off.
+        None where there is no data that can be read again, or the recipe has smoothing off.
 
     Raises:
-        QcError: QC504, the runtime cannot run the model.
+        QcError: QC607, the runtime cannot run the model.
     """
     alpha = state.recipe.smoothing.alpha
     if alpha is None or state.feeds is None or not state.feeds.reiterable:
