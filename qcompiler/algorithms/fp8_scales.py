@@ -5,8 +5,8 @@ for *is* E4M3: nothing is then rounded on the way. E4M3 has four significant bit
 largest difference of two 4-bit integers, so a product with a power of two is such a number within
 the type's range, subnormal numbers included: ``(q - z) 2^e`` with ``e`` from -9 to 4. Every scale
 of a column is therefore one factor, which the product is multiplied with afterwards, times a power
-of two. (The idea of rounding twice, and of letting GPTQ see it: DPQ, as in Intel Neural Compressor's
-``fp8_aware``, which rounds ``(q - z) s`` to E4M3 instead of restricting ``s``.)
+of two. (The idea of GPTQ that knows of 8-bit floats is that of DPQ and of Intel Neural Compressor's
+``fp8_aware``, which round ``(q - z) s`` to E4M3 instead of restricting ``s``.)
 """
 
 from __future__ import annotations
