@@ -240,6 +240,8 @@ def _slopes(
     inside = raw.eq_(q).mul_(g)
     by_scale = q.sub_(zero).mul_(g).sum(-1, keepdim=True)
     by_scale -= torch.mul(groups, inside, out=q).sum(-1, keepdim=True) / scale
+    if spec.symmetric:  # the zero point is a constant
+        return inside, by_scale, torch.zeros_like(by_scale)
     by_zero = torch.sub(inside, g, out=q).sum(-1, keepdim=True) * scale
     return inside, by_scale, by_zero
 

@@ -61,9 +61,7 @@ def rms_norm(
 ) -> Tensor:
     """``x / sqrt(mean(x^2) + epsilon) * scale`` over all axes from ``axis`` on."""
     wide = x.to(torch_dtype(stash_type))
-    axes = tuple(range(axis % x.ndim, x.ndim))
-    inverse = torch.rsqrt(wide.square().mean(axes, keepdim=True) + epsilon)
-    return (wide * inverse).to(x.dtype) * scale
+    return functional.rms_norm(wide, x.shape[axis % x.ndim :], eps=epsilon).to(x.dtype) * scale
 
 
 def skip_layer_norm(
