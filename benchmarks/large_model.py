@@ -28,6 +28,8 @@ _SECONDS = 7200
 
 def main() -> None:
     options = _options()
+    if options.place is not None:
+        options.place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.place) as place:
         for layers in options.layers:
             folder = _model(layers)

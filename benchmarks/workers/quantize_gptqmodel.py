@@ -16,6 +16,11 @@ from job import STARTED, finish, load_feeds, peak_mb, read_spec
 
 def main() -> None:
     spec = read_spec()
+    for key in ("model", "output", "calibration", "result"):
+        spec[key] = os.path.abspath(spec[key])
+    os.chdir(
+        os.path.dirname(spec["result"])
+    )  # a temporary folder: the tool leaves logs where it is
     os.environ["GPTQMODEL_CPU_WORKERS"] = str(os.cpu_count())
     from gptqmodel import GPTQModel, QuantizeConfig
 
