@@ -8,6 +8,7 @@ too: tokens per second of a prompt and after it, in rounds. See README.md beside
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -34,6 +35,34 @@ _ORT = {"ort-rtn": "rtn", "ort-hqq": "hqq", "ort-k-quant": "k_quant"}
 _PROMPTS, _NEW_TOKENS, _THREADS = (64, 512), 64, 2
 
 
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What all contestants have in common.
+
+    Attributes:
+        model: SmolLM2.
+        data: Folder of calibration windows.
+        out: Folder for all that is made.
+        corpora: Tokens by name, to score on.
+        learning: ``iters`` and ``batch_size`` of what learns.
+    """
+
+    model: SmolLM2
+    data: pathlib.Path
+    out: pathlib.Path
+    corpora: Mapping[str, Any]
+    learning: Mapping[str, int]
+
+    def scores(self, run: Run) -> dict[str, float]:
+        """Perplexity by corpus."""
+        found = {}
+        for name, tokens in self.corpora.items():
+            rows = perplexity.windows(tokens, _WINDOWS, _LENGTH)
+            losses = [perplexity.score(run, self.model.feed(row[None])).losses for row in rows]
+            found[name] = float(np.exp(np.mean(losses)))
+        return found
+
+
 def main() -> None:
     options = _options()
     model = load_model("smollm2")
@@ -42,32 +71,30 @@ def main() -> None:
         "persuasion": model.tokens("persuasion"),
         "verses": model.encode(" ".join(first for first, _ in text.verse_pairs(_VERSES))),
     }
-    rows: dict[str, Any] = {"float": {**_scores(model, model.float_run, corpora), "bits": 32}}
     out: pathlib.Path = options.output
     out.mkdir(parents=True, exist_ok=True)
     windows = perplexity.windows(model.tokens("emma"), options.samples, options.length)
     data = out / "feeds" / f"{options.samples}x{options.length}"
     data = write_feeds([model.feed(row[None]) for row in windows], data)
     learning = {"iters": options.iters, "batch_size": options.batch}
+    setting = _Setting(model, data, out, corpora, learning)
+    rows: dict[str, Any] = {"float": {**setting.scores(model.float_run), "bits": 32}}
     peers = open_peers() if options.peers else None
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-        (name, lambda name=name: _ours(name, model, data, out, corpora, learning))
-        for name in options.ours
+        (name, lambda name=name: _ours(name, setting)) for name in options.ours
     ]
     if peers is not None:
         jobs += [
-            (name, lambda name=name: _ort(name, model, peers.python, out, corpora))
+            (name, lambda name=name: _ort(name, setting, peers.python))
             for name in options.peers
             if name.split(":")[0] in _ORT
         ]
     jobs += [
-        (name, lambda name=name: _torch(name, model, data, out, corpora, learning))
+        (name, lambda name=name: _torch(name, setting))
         for name in options.peers
         if name.split(":")[0] in TORCH_PEERS
     ]
-    jobs += [
-        (name, lambda name=name: _builder(name, model, out, corpora)) for name in options.builder
-    ]
+    jobs += [(name, lambda name=name: _builder(name, setting)) for name in options.builder]
     for name, job in jobs:
         print(f"-- {name}", flush=True)
         try:
@@ -81,14 +108,7 @@ def main() -> None:
     print((out / "language.md").read_text(encoding="utf-8"))
 
 
-def _ours(
-    name: str,
-    model: SmolLM2,
-    data: pathlib.Path,
-    out: pathlib.Path,
-    corpora: Mapping[str, Any],
-    learning: Mapping[str, int],
-) -> dict[str, Any]:
+def _ours(name: str, setting: _Setting) -> dict[str, Any]:
     """``algorithm:bits:group:sym|asym|float``, block layers only, as the peers do it.
 
     ``:head8`` behind it: embedding and head in one table of 8 bits. ``:prefill`` behind that: int8
@@ -101,8 +121,8 @@ def _ours(
     recipe = {
         "base": f"w4-{algorithm.removesuffix('+gptq')}",
         "awq": {"rounding": "gptq" if algorithm == "awq+gptq" else "nearest"},
-        "autoround": learning,
-        "teq": learning,
+        "autoround": setting.learning,
+        "teq": setting.learning,
         "weights": {
             "bits": int(bits),
             "group_size": int(group),
@@ -114,11 +134,11 @@ def _ours(
         "prefill": "int8" if "prefill" in more else None,
         "verify": {"enabled": False},
     }
-    made = out / "artifacts" / name.replace(":", "-")
+    made = setting.out / "artifacts" / name.replace(":", "-")
     job = {
-        "model": str(model.folder()),
+        "model": str(setting.model.folder()),
         "form": None,
-        "calibration": str(data) if algorithm in _NEED_DATA or "prefill" in more else None,
+        "calibration": str(setting.data) if algorithm in _NEED_DATA or "prefill" in more else None,
     }
     timed = made.with_name(f"{made.name}-last") if "prefill" in more else made
     if timed is not made:
@@ -126,21 +146,19 @@ def _ours(
         run_job(pathlib.Path(sys.executable), "compile_ours.py", last, _SECONDS)
     job = {**job, "recipe": recipe, "output": str(made)}
     done = run_job(pathlib.Path(sys.executable), "compile_ours.py", job, _SECONDS)
-    scores = _scores(model, Artifact.load(made).run, corpora)
+    scores = setting.scores(Artifact.load(made).run)
     return {**_made(done, timed), **scores, "folder": str(timed)}
 
 
-def _builder(
-    name: str, model: SmolLM2, out: pathlib.Path, corpora: Mapping[str, Any]
-) -> dict[str, Any]:
+def _builder(name: str, setting: _Setting) -> dict[str, Any]:
     """``genai-precision`` or ``genai-precision-algorithm`` by ONNX Runtime GenAI's builder."""
     _, precision, *algorithm = name.split("-")
-    made = out / "peers" / name
+    made = setting.out / "peers" / name
     done = run_job(pathlib.Path(sys.executable), "build_genai.py", {
-        "model": str(model.folder()), "output": str(made), "precision": precision,
+        "model": str(setting.model.folder()), "output": str(made), "precision": precision,
         "algorithm": algorithm[0] if algorithm else None,
     }, _SECONDS)  # fmt: skip
-    scores = _scores(model, run_onnx(made / "model.onnx"), corpora)
+    scores = setting.scores(run_onnx(made / "model.onnx"))
     return {**_made(done, made), **scores, "folder": str(made)}
 
 
@@ -167,31 +185,23 @@ def _time(rows: Mapping[str, Any], model: SmolLM2, rounds: int) -> None:
                 rows[name][f"{what}_{length}_rounds"] = each
 
 
-def _ort(
-    name: str, model: SmolLM2, python: pathlib.Path, out: pathlib.Path, corpora: Mapping[str, Any]
-) -> dict[str, Any]:
+def _ort(name: str, setting: _Setting, python: pathlib.Path) -> dict[str, Any]:
     """``tool:bits:group:sym|asym`` by ONNX Runtime's MatMulNBitsQuantizer."""
     tool, bits, group, kind = name.split(":")
-    made = out / "peers" / f"{name.replace(':', '-')}.onnx"
+    made = setting.out / "peers" / f"{name.replace(':', '-')}.onnx"
     made.parent.mkdir(parents=True, exist_ok=True)
     done = run_job(python, "quantize_ort_nbits.py", {
-        "model": str(model.onnx()), "output": str(made), "algorithm": _ORT[tool],
+        "model": str(setting.model.onnx()), "output": str(made), "algorithm": _ORT[tool],
         "bits": int(bits), "group_size": int(group), "symmetric": kind == "sym",
     }, _SECONDS)  # fmt: skip
-    return {**_made(done, made), **_scores(model, run_onnx(made), corpora)}
+    return {**_made(done, made), **setting.scores(run_onnx(made))}
 
 
-def _torch(
-    name: str,
-    model: SmolLM2,
-    data: pathlib.Path,
-    out: pathlib.Path,
-    corpora: Mapping[str, Any],
-    learning: Mapping[str, int],
-) -> dict[str, Any]:
+def _torch(name: str, setting: _Setting) -> dict[str, Any]:
     """``tool:bits:group:sym|asym|float`` by a tool that works on torch models."""
-    done, made = run_torch_peer(name, model.folder(), data, out / "peers", _SECONDS, learning)
-    return {**_made(done, made), **done, **_scores(model, Artifact.load(made).run, corpora)}
+    folder, peers = setting.model.folder(), setting.out / "peers"
+    done, made = run_torch_peer(name, folder, setting.data, peers, _SECONDS, setting.learning)
+    return {**_made(done, made), **done, **setting.scores(Artifact.load(made).run)}
 
 
 def _made(done: Mapping[str, Any], made: pathlib.Path) -> dict[str, Any]:
@@ -202,15 +212,6 @@ def _made(done: Mapping[str, Any], made: pathlib.Path) -> dict[str, Any]:
         "peak_mb": done["peak_mb"],
         "mb": sum(path.stat().st_size for path in files) / 1e6,
     }
-
-
-def _scores(model: SmolLM2, run: Run, corpora: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, tokens in corpora.items():
-        rows = perplexity.windows(tokens, _WINDOWS, _LENGTH)
-        losses = [perplexity.score(run, model.feed(row[None])).losses for row in rows]
-        found[name] = float(np.exp(np.mean(losses)))
-    return found
 
 
 def _save(

@@ -18,9 +18,11 @@ _PREPARING = ("calibration", "smoothing", "equalize_gates", "equalize_layers", "
 
 
 class Trials:
-    """Float passes run once. What prepares the model, and the calibration of the result, run once
-    for each setting of the keys that they read, as long as it is one of the last two.
-    """  # noqa: D205 - two sentences
+    """What the recipes have in common is computed once.
+
+    Float passes run once. What prepares the model, and the calibration of the result, run once for
+    each setting of the keys that they read, as long as it is one of the last two.
+    """
 
     def __init__(
         self, reference: ir.Model, state: State, passes: Sequence[Pass], run: RunPasses
