@@ -260,7 +260,7 @@ class Code(enum.Enum):
     STEPS_UNTRIED = (
         "QC326",
         Severity.INFO,
-        "No step for accuracy was tried: the data do not allow for it.",
+        "No step for accuracy was tried: the data do not allow for it, or nothing is quantized.",
     )
     FP8_SCALES = (
         "QC327",

@@ -84,7 +84,11 @@ def tune(
     feeds = state.feeds
     parts = feeds.split(_HELD_OUT) if feeds.reiterable else None
     if parts is None:
-        return Tuned(state.recipe, diagnostics=(_untried("wanted at least two feeds, as a list"),))
+        return _untried(
+            state.recipe,
+            "wanted at least two feeds, as a list",
+            "give calibration data as a list of some feeds",
+        )
     seen, held_out = parts
     search = _Search(reference, state.recipe, held_out, progress or (lambda text: None), now)
     if search.is_too_long(seen.count_hint or 1):
@@ -93,13 +97,9 @@ def tune(
     return search.run(trials)
 
 
-def _untried(why: str) -> Diagnostic:
-    return Diagnostic(
-        Code.STEPS_UNTRIED,
-        "auto",
-        f"no step was tried, all are as by default: {why}",
-        "give calibration data as a list of some feeds",
-    )
+def _untried(recipe: Recipe, why: str, hint: str) -> Tuned:
+    said = f"no step was tried, all are as by default: {why}"
+    return Tuned(recipe, diagnostics=(Diagnostic(Code.STEPS_UNTRIED, "auto", said, hint),))
 
 
 class _Search:
@@ -145,7 +145,8 @@ class _Search:
         first = trials.compile(self.recipe)
         plan = first.state.plan
         if plan is None or not plan.count().get("quantized"):
-            return Tuned(self.given)
+            hint = "the plan (`qcompile explain`) has each node's reason to stay in float"
+            return _untried(self.given, "nothing is quantized, so there is nothing to mend", hint)
         self.loss = self._judged(first)
         self.longest = dict.fromkeys(self.longest, self.now() - started)
         self._note("none", None, started, "what the steps start from", None, self.loss)

@@ -104,6 +104,15 @@ def test_without_data_that_can_be_held_out_nothing_is_tried() -> None:
         assert Code.STEPS_UNTRIED in codes(found)
 
 
+def test_where_nothing_is_quantized_no_step_is_tried_and_that_is_told() -> None:
+    found = compiled(force=False, rules=[{"match": "*", "scheme": "float"}])
+    assert not found.plan.count().get("quantized")
+    assert not found.report.steps
+    (said,) = (x for x in found.report.diagnostics if x.code is Code.STEPS_UNTRIED)
+    assert "nothing is quantized" in said.message
+    assert "explain" in said.hint
+
+
 def test_other_recipes_try_nothing_unless_asked() -> None:
     plainly = {"base": "static-int8", "force": True, "verify": {"enabled": False}}
     data = tiny.feeds("residual", 8)
