@@ -25,7 +25,7 @@ def diagnostics_page() -> str:
     lines = [
         "# Diagnostics",
         "",
-        "Generated from `qcompiler/diagnostics.py` and `remedies.py` by `make docs`. A code is",
+        "Generated from `qcompiler/codes.py` and `remedies.py` by `make docs`. A code is",
         "never reused. Each diagnostic names the place, what was found, what was wanted, and what",
         "to do; in Python it is `QcError.diagnostic` (raised) or one of",
         "`artifact.report.diagnostics` (reported), with its numbers in `values`.",
