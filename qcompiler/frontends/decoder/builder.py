@@ -12,25 +12,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.diagnostics import Code, QcError
-from qcompiler.frontends.decoder.dequantized import dequantized
-from qcompiler.frontends.decoder.emitter import IR_VERSION, MICROSOFT, Dims, Emitter
+from qcompiler.frontends.decoder.emitter import IR_VERSION, MICROSOFT, Dims, input_value
 from qcompiler.frontends.decoder.families import Family
-from qcompiler.frontends.decoder.geometry import PLAIN_EXPORT, Geometry, Rotary
+from qcompiler.frontends.decoder.geometry import Geometry, Rotary
 from qcompiler.frontends.decoder.quantized import QuantizedLinear
-from qcompiler.ir.lazy import Stored, View, lazy_tensor
+from qcompiler.frontends.decoder.writer import ACTIVATIONS, Writer, refuse_unused
+from qcompiler.ir.lazy import Stored, View
 
 __all__ = ["build"]
 
 _BATCH, _SEQUENCE = "batch", "sequence"
 _TOKENS = (_BATCH, _SEQUENCE)
-# Buffers that some versions of transformers wrote beside the weights.
-_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 _INT64, _INT32, _FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT
 
 
@@ -59,7 +55,7 @@ class _Lengths:
     longest: ir.Value
 
 
-class _Builder:
+class _Builder(Writer):
     def __init__(
         self,
         geometry: Geometry,
@@ -68,13 +64,9 @@ class _Builder:
         source: str,
         quantized: Mapping[str, QuantizedLinear],
     ) -> None:
+        super().__init__(weights, source, quantized)
         self.geometry = geometry
-        self.quantized = quantized
         self.family = family
-        self.weights = weights
-        self.source = source
-        self.emit = Emitter()
-        self.used: set[str] = set()
         self.cos_sin: dict[int, tuple[ir.Value, ir.Value]] = {}
         self.widths = {
             "q": geometry.heads * geometry.head_width,
@@ -88,8 +80,8 @@ class _Builder:
 
     def graph(self) -> ir.Graph:
         sizes, top = self.geometry, self.family.top
-        ids = _input("input_ids", _INT64, _TOKENS)
-        mask = _input("attention_mask", _INT64, (_BATCH, "total_sequence"))
+        ids = input_value("input_ids", _INT64, _TOKENS)
+        mask = input_value("attention_mask", _INT64, (_BATCH, "total_sequence"))
         inputs, outputs = [ids, mask], []
         lengths = self._lengths(mask)
         x = self._embedding(ids, lengths)
@@ -99,14 +91,14 @@ class _Builder:
             outputs += presents
             x = self._layer(x, index, pasts, presents, lengths)
         logits = self._head(self._norm(x, top["norm"], sizes.width))
-        self._refuse_unused()
+        refuse_unused((*self.weights, *self.quantized), self.used, self.source)
         return self.emit.graph(inputs, [logits, *outputs], "decoder")
 
     def _cache(self, index: int) -> tuple[list[ir.Value], list[ir.Value]]:
         sizes = self.geometry
 
         def one(name: str, length: str) -> ir.Value:
-            return _input(name, _FLOAT, (_BATCH, sizes.kv_heads, length, sizes.head_width))
+            return input_value(name, _FLOAT, (_BATCH, sizes.kv_heads, length, sizes.head_width))
 
         words = ("key", "value")
         return (
@@ -316,7 +308,7 @@ class _Builder:
         return self._linear(inside, layer, "down", sizes.inner)
 
     def _activation(self, x: ir.Value, module: str) -> ir.Value:
-        op_type, domain, attributes = _ACTIVATIONS[self.geometry.activation]
+        op_type, domain, attributes = ACTIVATIONS[self.geometry.activation]
         return self.emit.op(
             op_type,
             [x],
@@ -351,22 +343,6 @@ class _Builder:
         bias = self._constant(View(stored, span and (0, *span[1:])), f"{name}.bias")
         return self.emit.op("Add", [y, bias], f"{name}/Add", shape, module=module)
 
-    def _dequantized(
-        self,
-        x: ir.Value,
-        module: str,
-        name: str,
-        shape: tuple[int, int],
-        span: tuple[int, int, int] | None = None,
-    ) -> tuple[ir.Value, ir.Value]:
-        """Input and weight of a layer that comes quantized."""
-        linear = self.quantized[module]
-        self.used.add(module)
-        if linear.shape != shape:
-            found = f"layer {module!r} has {linear.shape[0]} inputs and {linear.shape[1]} outputs"
-            raise self._foreign(f"{found}, config.json wants {shape[0]} and {shape[1]}")
-        return dequantized(self.emit, x, linear, name, span and span[1:])
-
     def _head(self, x: ir.Value) -> ir.Value:
         sizes, emit = self.geometry, self.emit
         module, shape = self.family.top["head"], (*_TOKENS, sizes.vocabulary)
@@ -393,55 +369,3 @@ class _Builder:
         return emit.op(
             "Mul", [squashed, factor], f"{module}/Mul", shape, module=module, output="logits"
         )
-
-    def _constant(self, view: View, name: str | None = None) -> ir.Value:
-        name = name or view.stored.name
-        return self.emit.constant(name, lazy_tensor(view, name))
-
-    def _stored(self, name: str, shape: tuple[int, ...]) -> Stored:
-        stored = self.weights.get(name)
-        if stored is None:
-            raise QcError(
-                Code.UNSUPPORTED_INPUT,
-                self.source,
-                f"the checkpoint has no weight {name!r}",
-                "the file is not complete, or the model is built otherwise than its model_type "
-                f"says; {PLAIN_EXPORT}",
-            )
-        if stored.shape != shape:
-            found = f"weight {name!r} has shape {list(stored.shape)}"
-            raise self._foreign(f"{found}, config.json wants {list(shape)}")
-        self.used.add(name)
-        return stored
-
-    def _foreign(self, what: str) -> QcError:
-        hint = "config.json and the weights belong to different models"
-        return QcError(Code.UNSUPPORTED_INPUT, self.source, what, hint)
-
-    def _refuse_unused(self) -> None:
-        unused = [
-            name
-            for name in (*self.weights, *self.quantized)
-            if name not in self.used and not name.endswith(_BUFFERS)
-        ]
-        if unused:
-            raise QcError(
-                Code.UNSUPPORTED_INPUT,
-                self.source,
-                f"{len(unused)} weights belong to no part that is known of this architecture: "
-                + ", ".join(unused[:4])
-                + (", ..." if len(unused) > 4 else ""),
-                PLAIN_EXPORT,
-            )
-
-
-_ACTIVATIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "silu": ("QuickGelu", MICROSOFT, {"alpha": 1.0}),  # x * sigmoid(alpha * x)
-    "gelu": ("Gelu", "", {"approximate": "none"}),
-    "gelu-tanh": ("Gelu", "", {"approximate": "tanh"}),
-    "relu": ("Relu", "", {}),
-}
-
-
-def _input(name: str, dtype: ir.DataType, shape: Dims) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))

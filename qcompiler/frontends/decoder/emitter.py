@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.provenance import set_module
 
-__all__ = ["IR_VERSION", "MICROSOFT", "OPSET", "Dims", "Emitter"]
+__all__ = ["IR_VERSION", "MICROSOFT", "OPSET", "Dims", "Emitter", "input_value"]
 
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 11  # of the same release
@@ -55,7 +55,7 @@ class Emitter:
             output: Name of the output.
             extra: Values that are its further outputs.
         """
-        first = _value(output or name, dtype, shape)
+        first = input_value(output or name, dtype, shape)
         node = ir.node(
             op_type,
             inputs,
@@ -74,7 +74,7 @@ class Emitter:
         if name not in self.constants:
             if isinstance(tensor, np.ndarray):
                 tensor = ir.tensor(tensor, name=name)
-            value = _value(name, tensor.dtype, tuple(tensor.shape.numpy()))
+            value = input_value(name, tensor.dtype, tuple(tensor.shape.numpy()))
             value.const_value = tensor
             self.constants[name] = value
         return self.constants[name]
@@ -97,5 +97,6 @@ class Emitter:
         )
 
 
-def _value(name: str, dtype: ir.DataType, shape: Dims) -> ir.Value:
+def input_value(name: str, dtype: ir.DataType, shape: Dims) -> ir.Value:
+    """A value that no node gives: an input of a graph, or a further output of a node to come."""
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
