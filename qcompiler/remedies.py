@@ -76,7 +76,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.DEAD_TENSOR: "Give data that uses this part of the model; else it is stored as zero.",
     Code.CALIBRATION_SOURCE: "Iterate over the source by itself to see where it fails. Pickled "
     "arrays are refused: save plain arrays with `numpy.savez`.",
-    Code.FEW_SAMPLES: 'Give more samples, or use `method = "minmax"`.',
+    Code.FEW_SAMPLES: 'Give more samples, or use `method = "minmax"`. GPTQ wants as many rows '
+    "(tokens) as its widest layer has input channels; `w4-hqq` needs no data.",
     Code.SUMMARY_MISMATCH: "Calibrate again with the data, or use the summary with its own model.",
     Code.INFINITE_IGNORED: "Nothing, when the infinity is a mask. Else mend the layer that makes "
     "it.",

@@ -77,6 +77,27 @@ def test_without_data_there_is_a_code() -> None:
         assert found.value.code is Code.NEEDS_CALIBRATION
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("gptq", "GPTQ saw 1 rows, wanted at least as many as input channels, 32;"),
+        ("awq", "awq saw 1 samples, wanted at least 8"),
+        ("teq", "teq saw 1 samples, wanted at least 8"),
+        ("autoround", "autoround saw 1 samples, wanted at least 8"),
+    ],
+)
+def test_too_little_data_is_told_with_how_much_is_wanted(algorithm: str, words: str) -> None:
+    if algorithm in ("teq", "autoround"):
+        pytest.importorskip("torch")
+    (feed,) = tiny.feeds("mlp", 1)
+    row = {"x": feed["x"][:1]}
+    for data, few in (([row], True), ([feed] * 64, False)):
+        artifact = compile_tiny(algorithm, "mlp", calibration=data)
+        said = [x for x in artifact.report.diagnostics if x.code is Code.FEW_SAMPLES]
+        assert [words in item.message for item in said] == [True] * few
+        assert all("give" in item.hint for item in said)
+
+
 def test_what_is_in_the_work_folder_is_not_computed_again(tmp_path: pathlib.Path) -> None:
     plain = files(compile_tiny("gptq"), tmp_path / "plain")
     work = tmp_path / "work"
@@ -115,6 +136,7 @@ def test_a_damaged_file_is_told(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 def test_data_driven_rounding_beats_rtn_on_whisper() -> None:
     model, losses = WhisperDecoder(), {}
+    data = model.calibration(16)
     for algorithm in ("rtn", "gptq", "awq"):
         recipe = {
             "base": f"w4-{algorithm}",
@@ -122,9 +144,7 @@ def test_data_driven_rounding_beats_rtn_on_whisper() -> None:
             "embeddings": False,
             "verify": {"enabled": False},
         }
-        artifact = qcompile(
-            model.onnx(), target="cpu-vnni", recipe=recipe, calibration=model.calibration(16)
-        )
+        artifact = qcompile(model.onnx(), target="cpu-vnni", recipe=recipe, calibration=data)
         losses[algorithm] = model.nll(artifact.run)
     assert max(losses["gptq"], losses["awq"]) < losses["rtn"]
     assert min(losses.values()) < 1.015 * model.nll(model.float_run)
@@ -145,23 +165,41 @@ def test_a_killed_compile_goes_on_to_the_same_bytes(tmp_path: pathlib.Path) -> N
     done = subprocess.run(
         [*command, str(tmp_path / "killed"), "work"], check=True, capture_output=True, text=True
     )
-    # query, key and value are found together or not at all
+    # q, k and v are found together or not at all
     assert stop - 2 <= int(done.stdout) < 40
     assert read(tmp_path / "killed") == read(tmp_path / "whole")
 
 
 _PROGRAM = """
 import sys
+import numpy as np
+from onnx import helper, numpy_helper
 from qcompiler import qcompile
-from qcompiler_models.whisper import WhisperDecoder
 
 work, output, use = sys.argv[1:]
-model = WhisperDecoder()
+rng = np.random.default_rng(0)
+nodes, weights, width = [], [], 384
+
+def linear(x, name):
+    matrix = (rng.standard_normal((width, width)) / width**0.5).astype(np.float32)
+    weights.append(numpy_helper.from_array(matrix, name + ".weight"))
+    nodes.append(helper.make_node("MatMul", [x, name + ".weight"], [name], name=name))
+    return name
+
+x = "x"
+for i in range(10):
+    nodes.append(helper.make_node("Sum", [linear(x, f"{i}.{k}") for k in "qkv"], [f"{i}.sum"]))
+    nodes.append(helper.make_node("Relu", [f"{i}.sum"], [f"{i}.relu"]))
+    nodes.append(helper.make_node("Add", [x, linear(f"{i}.relu", f"{i}.o")], [f"{i}.out"]))
+    x = f"{i}.out"
+ends = [helper.make_tensor_value_info(name, 1, ["n", width]) for name in ("x", x)]
+graph = helper.make_graph(nodes, "blocks", ends[:1], ends[1:], weights)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+feeds = [{"x": rng.standard_normal((512, width)).astype(np.float32)} for _ in range(4)]
 recipe = {"base": "w4-gptq", "verify": {"enabled": False}}
 options = {"work": work} if use else {}
 artifact = qcompile(
-    model.onnx(), target="cpu-vnni", recipe=recipe, calibration=model.calibration(4),
-    output=output, **options,
+    model, target="cpu-vnni", recipe=recipe, calibration=feeds, output=output, **options
 )
 said = next(item for item in artifact.report.diagnostics if item.code.id == "QC319")
 print(said.values["found"])

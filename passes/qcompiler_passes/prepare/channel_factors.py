@@ -17,7 +17,7 @@ from qcompiler.plan import Plan
 from qcompiler.stages.cut import groups_of
 from qcompiler_passes.prepare.smoothing_groups import Group, apply_factors, group_of
 from qcompiler_passes.prepare.trial_plan import trial_plan
-from qcompiler_passes.weights.staged import digested_feeds, staged_layers
+from qcompiler_passes.weights.staged import CountedFeeds, digested_feeds, staged_layers
 
 __all__ = ["ChannelFactors", "FactorPass", "has_place"]
 
@@ -42,10 +42,10 @@ class FactorPass(Pass):
         layers = staged_layers(model.graph, plan, {self.algorithm})
         if not layers:
             return PassResult(modified=False)
-        feeds, _ = digested_feeds(state)
+        feeds = CountedFeeds(digested_feeds(state)[0])
         factors = ChannelFactors(model, state, plan, layers)
         self.find(factors, feeds)
-        return PassResult(factors.modified, factors.said)
+        return PassResult(factors.modified, (*factors.said, *feeds.too_few(self.algorithm)))
 
     @abc.abstractmethod
     def find(self, factors: ChannelFactors, feeds: Iterable[Feed]) -> None:

@@ -20,6 +20,7 @@ from qcompiler.recipe import AutoRoundOptions
 from qcompiler.stages.cut import LayerGroup, Site
 from qcompiler.stages.store import StoredWeights, WeightStore
 from qcompiler_passes.weights.staged import (
+    CountedFeeds,
     digested_feeds,
     model_blocks,
     site_keys,
@@ -73,7 +74,8 @@ class LearnByBlock(Pass):
         options = state.recipe.autoround
         blocks = _joined(_with_layers(model_blocks(model.graph), layers), options.nblocks)
         groups = _groups(blocks, layers)
-        feeds, data = digested_feeds(state)
+        given, data = digested_feeds(state)
+        feeds = CountedFeeds(given)
         keys = site_keys(model, groups, state, data, options)
         learner = _Learner(state, blocks, keys)
         if blocks:
@@ -85,7 +87,8 @@ class LearnByBlock(Pass):
             aside.put(site, "", tensor)
         held = StoredWeights(state.weights, aside, dict.fromkeys(outside, ""))
         state.weights = StoredWeights(held, learner.store, keys)
-        return PassResult(modified=False, diagnostics=learner.said)
+        said = (*learner.said, *feeds.too_few("autoround"))
+        return PassResult(modified=False, diagnostics=said)
 
 
 def _with_layers(blocks: tuple[Block, ...], layers: list[ir.Node]) -> list[Block]:

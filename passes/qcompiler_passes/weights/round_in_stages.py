@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -60,6 +61,7 @@ class RoundInStages(Pass):
         feeds, data = digested_feeds(state)
         keys = site_keys(model, groups, state, data, state.recipe.gptq)
         said: list[Diagnostic] = []
+        short: list[_Short] = []
         found = 0
 
         def observe(group: LayerGroup) -> Observer | Mapping[Site, QTensor]:
@@ -67,7 +69,7 @@ class RoundInStages(Pass):
             if state.work and all(store.has(site, keys[site]) for site in group.sites):
                 found += len(group.sites)
                 return StoredWeights({}, store, {site: keys[site] for site in group.sites})
-            return _Gptq(group, state, store, keys, said)
+            return _Gptq(group, state, store, keys, said, short)
 
         count = walk(
             model,
@@ -79,6 +81,7 @@ class RoundInStages(Pass):
         )
         state.weights = StoredWeights(state.weights, store, keys)
         said.insert(0, _summary(layers, count, found))
+        said += _too_few(short)
         if state.recipe.gptq.fp8_scales:
             said.append(_fp8_scales(len(layers)))
         return PassResult(modified=False, diagnostics=said)
@@ -90,6 +93,31 @@ def _summary(layers: list[ir.Node], feeds: int, found: int) -> Diagnostic:
     kept = f"; {found} of them were found in the work folder" if found else ""
     values = {"layers": len(layers), "feeds": feeds, "found": found}
     return Diagnostic(Code.ROUNDED_IN_STAGES, "round-in-stages", done + kept, "", values)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Short:
+    """Layers whose Hessian has not full rank, for want of rows."""
+
+    where: str
+    rows: int
+    channels: int
+
+
+def _too_few(short: list[_Short]) -> Iterator[Diagnostic]:
+    """What the user may want to know of layers that saw too little."""
+    if not short:
+        return
+    worst = max(short, key=lambda item: item.channels / item.rows)
+    times = math.ceil(worst.channels / worst.rows)
+    yield Diagnostic(
+        Code.FEW_SAMPLES,
+        worst.where,
+        f"GPTQ saw {worst.rows} rows, wanted at least as many as input channels, {worst.channels};"
+        f" so few in {len(short)} activations, this one the worst",
+        f"give at least {times} times as much data",
+        {"rows": worst.rows, "channels": worst.channels, "activations": len(short)},
+    )
 
 
 def _fp8_scales(layers: int) -> Diagnostic:
@@ -119,6 +147,7 @@ class _Gptq(Observer):
         store: WeightStore,
         keys: Mapping[Site, str],
         said: list[Diagnostic],
+        short: list[_Short],
     ) -> None:
         assert state.plan is not None
         self._group = group
@@ -127,6 +156,7 @@ class _Gptq(Observer):
         self._store = store
         self._keys = keys
         self._said = said
+        self._short = short
         self._moment: SecondMoment | None = None
 
     def update(self, x: npt.NDArray[Any]) -> None:
@@ -136,7 +166,11 @@ class _Gptq(Observer):
 
     def finish(self) -> Mapping[Site, QTensor]:
         assert self._moment is not None
+        rows = self._moment.rows
         hessian, self._moment = self._moment.sum(), None
+        if 0 < rows < len(hessian):
+            said = ", ".join(module_of(node) or node.name or "" for node in self._group.nodes)
+            self._short.append(_Short(said, rows, len(hessian)))
         for nodes, spec in _alike(self._group.nodes, self._plan):
             weights = [np.asarray(constant(node.inputs[1]), np.float32) for node in nodes]
             where = ", ".join(module_of(node) or node.name or "" for node in nodes)

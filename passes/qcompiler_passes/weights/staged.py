@@ -5,20 +5,56 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 import pydantic
 
 from qcompiler.analysis.blocks import Block, repeated_blocks
 from qcompiler.calibration.summary_file import model_digest
-from qcompiler.diagnostics import Code, QcError
+from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Plan, Verdict
 from qcompiler.schemes import QSpec
 from qcompiler.stages.cut import LayerGroup, Site
 
-__all__ = ["digested_feeds", "model_blocks", "site_keys", "staged_layers", "weight_spec"]
+__all__ = [
+    "CountedFeeds",
+    "digested_feeds",
+    "model_blocks",
+    "site_keys",
+    "staged_layers",
+    "weight_spec",
+]
+
+_FEW = 8  # samples; what fewer have in common is chance
+
+
+class CountedFeeds:
+    """Feeds whose samples are counted as they go by.
+
+    Attributes:
+        samples: Counted so far: what stands along the first axis.
+    """
+
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        """Nothing counted yet."""
+        self._feeds = feeds
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Feed]:
+        for feed in self._feeds:
+            self.samples += max((len(array) for array in feed.values() if array.ndim), default=1)
+            yield feed
+
+    def too_few(self, algorithm: str) -> tuple[Diagnostic, ...]:
+        """A diagnostic if an algorithm has learned from less than it wants."""
+        if not 0 < self.samples < _FEW:
+            return ()
+        said = f"{algorithm} saw {self.samples} samples, wanted at least {_FEW}"
+        hint = "give some dozens of samples that are like the real inputs"
+        values = {"samples": self.samples, "wanted": _FEW}
+        return (Diagnostic(Code.FEW_SAMPLES, "calibration", said, hint, values),)
 
 
 def staged_layers(graph: ir.Graph, plan: Plan, algorithms: Collection[str]) -> list[ir.Node]:
