@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
+from qcompiler.frontends.opened import ENCODER
 from qcompiler.pipeline.contract import Feed, Pass
 from qcompiler.pipeline.registry import default_pipeline, parse_pipeline
 from qcompiler.plan import Plan
@@ -22,6 +23,7 @@ from qcompiler.targets.schema import Form, Scheme, Target
 __all__ = [
     "check_metric",
     "check_threads",
+    "encoder_plan",
     "resolve_feeds",
     "resolve_form",
     "resolve_passes",
@@ -68,6 +70,14 @@ def resolve_plan(plan: Plan | Mapping[str, Any] | str | os.PathLike[str] | None)
         )
     path = pathlib.Path(plan)
     return Plan.load(path / "plan.json" if path.is_dir() else path)
+
+
+def encoder_plan(
+    plan: Plan | Mapping[str, Any] | str | os.PathLike[str] | None,
+) -> pathlib.Path | None:
+    """The plan of an encoder, where ``plan`` is the folder of an encoder-decoder's artifact."""
+    folder = pathlib.Path(plan, ENCODER) if isinstance(plan, str | os.PathLike) else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def resolve_passes(recipe: Recipe) -> tuple[Pass, ...]:

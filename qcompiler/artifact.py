@@ -2,7 +2,8 @@
 
 ``model.onnx`` (and ``model.onnx.data`` when large), companions such as a tokenizer, ``plan.json``,
 ``report.json`` and the same to look at, ``report.html``, ``manifest.json`` (hashes, versions,
-session options). The same inputs give the same ``model.onnx``, ``plan.json`` and
+session options); of an encoder-decoder the decoder's, and in the folder ``encoder`` an artifact of
+the encoder. The same inputs give the same ``model.onnx``, ``plan.json`` and
 ``manifest.json``, byte for byte; the report holds times.
 """
 
@@ -25,6 +26,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends.opened import ENCODER
 from qcompiler.pipeline.contract import Feed
 from qcompiler.plan import Plan
 from qcompiler.report.model import Report
@@ -53,6 +55,7 @@ class Artifact:
         settings: Session options the model needs.
         manifest: Hashes, versions, target, recipe, seed, pipeline text.
         companions: Further files by name, as they came with the model or are made for it.
+        encoder: Of an encoder-decoder the other part; ``model`` is the decoder then.
     """
 
     model: ir.Model
@@ -61,6 +64,7 @@ class Artifact:
     settings: SessionSettings
     manifest: Mapping[str, Any]
     companions: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    encoder: Artifact | None = None
 
     def session(self, *, threads: int | None = None) -> ort.InferenceSession:
         """An ONNX Runtime session with the artifact's session options.
@@ -142,6 +146,11 @@ class Artifact:
         write_page(self.report, self.plan, folder / PAGE)
         changing = (REPORT, PAGE)
         files = {p.name: _digest(p) for p in sorted(folder.iterdir()) if p.name not in changing}
+        if self.encoder is not None:
+            inside = folder / ENCODER
+            inside.mkdir()
+            self.encoder._write(inside)
+            files[f"{ENCODER}/{MANIFEST}"] = _digest(inside / MANIFEST)
         manifest = {
             "format": _FORMAT,
             **self.manifest,
@@ -174,9 +183,10 @@ class Artifact:
         files, session = manifest.get("files"), manifest.get("session")
         if not isinstance(files, dict) or not isinstance(session, dict):
             raise _damaged(root / MANIFEST, "lacks the tables files and session")
+        part = f"{ENCODER}/{MANIFEST}"
         for name, digest in files.items():
             path = root / name
-            if pathlib.PurePath(name).name != name or not path.is_file():
+            if (pathlib.PurePath(name).name != name and name != part) or not path.is_file():
                 raise QcError(Code.NOT_ARTIFACT, str(path), "is missing", "compile it again")
             if check and _digest(path) != digest:
                 raise QcError(
@@ -197,6 +207,7 @@ class Artifact:
                 settings=SessionSettings.from_dict(session),
                 manifest=keep,
                 companions={name: (root / name).read_bytes() for name in companions},
+                encoder=cls.load(root / ENCODER, check=check) if part in files else None,
             )
         except (OSError, KeyError, TypeError, ValueError, DecodeError) as error:
             raise _damaged(root, f"{type(error).__name__}: {error}") from error
@@ -270,7 +281,10 @@ def _lift(staging: pathlib.Path, final: pathlib.Path) -> None:
             moved.append(path.replace(final / path.name))  # noqa: PERF401 - read on failure
     except OSError:
         for path in moved:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         raise
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompiler.arguments import (
     check_metric,
     check_threads,
+    encoder_plan,
     resolve_feeds,
     resolve_form,
     resolve_passes,
@@ -21,6 +22,7 @@ from qcompiler.arguments import (
 from qcompiler.artifact import Artifact, check_place, model_bytes
 from qcompiler.clock import Clock, Progress
 from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.frontends.opened import ENCODER
 from qcompiler.guard import all_float, fall_back, is_quantized
 from qcompiler.pipeline.contract import Feed, Pass, State
 from qcompiler.pipeline.quantized import quantized_pipeline
@@ -76,7 +78,8 @@ def qcompile(
         calibration: Iterable of feeds (dict name -> array, tuple, or array), a callable returning
             one, a torch DataLoader, or the path of an ``.npz`` file or of a folder of them. For a
             language model also a list of strings, a text, JSON or JSONL file, tokens
-            ``[n, length]``, or a data set with a column ``text`` or ``input_ids``.
+            ``[n, length]``, or a data set with a column ``text`` or ``input_ids``. For an
+            encoder-decoder feeds of ``audio_features`` and ``input_ids``, sound and its text.
         example_inputs: For torch models: a tuple or dict of tensors.
         form: ``ort`` (ONNX Runtime's operators) or ``qdq`` (portable); None is the target's, or the
             one in which it has the activations that the recipe names.
@@ -94,7 +97,7 @@ def qcompile(
             goes on from there, to the same result.
 
     Returns:
-        The artifact.
+        The artifact; of an encoder-decoder the decoder's, which holds the encoder's.
 
     Raises:
         QcError: What the user can mend, with a code; see ``docs/diagnostics.md``.
@@ -113,6 +116,14 @@ def qcompile(
 
         opened = open_model(model, example_inputs)
     reference, file = opened.model, opened.source
+    encoder: Artifact | None = None
+    if opened.encoder is not None:
+        heard, calibration = _part_feeds(opened.encoder.model, reference, recipe, calibration)
+        encoder = qcompile(
+            opened.encoder, resolved, recipe.of_encoder, heard, form=form,
+            plan=encoder_plan(plan), strict=strict, threads=threads, check=check,
+            dump=_inside(dump), progress=progress, work=_inside(work),
+        )  # fmt: skip
     if recipe.last_logits:
         from qcompiler.frontends.decoder.last_logits import keep_last_logits
 
@@ -176,8 +187,8 @@ def qcompile(
         first = report.errors[0]
         raise QcError(first.code, first.where, first.message, first.hint, **first.values)
     manifest = make_manifest(reference, state, passes)
-    companions = opened.companions(state.session)
-    artifact = Artifact(compiled, final, report, state.session, manifest, companions)
+    companions = opened.companions(state.session, encoder.settings if encoder else None)
+    artifact = Artifact(compiled, final, report, state.session, manifest, companions, encoder)
     if recipe.verify.layers and samples and not opened.quantized:
         with clock("compare layers"):
             artifact = with_layers(artifact, reference, samples, threads=threads)
@@ -185,6 +196,22 @@ def qcompile(
         with clock("save"):
             artifact.save(output)
     return artifact
+
+
+def _part_feeds(
+    encoder: ir.Model, decoder: ir.Model, recipe: Recipe, calibration: Any
+) -> tuple[Any, Any]:
+    """Calibration data of the encoder and of the decoder."""
+    if calibration is None:
+        return None, None
+    from qcompiler.calibration.encoder_decoder import part_feeds
+
+    return part_feeds(calibration, encoder, decoder, recipe.calibration.max_samples)
+
+
+def _inside(folder: str | os.PathLike[str] | None) -> pathlib.Path | None:
+    """Where the encoder's files go beside those of the decoder."""
+    return None if folder is None else pathlib.Path(folder, ENCODER)
 
 
 def _not_searched(source: str) -> Diagnostic:

@@ -105,6 +105,8 @@ class Recipe(Strict):
             (``int8-stored``): a larger file, which loads at once and in less memory.
         kv_cache: Store keys and values of earlier tokens in 8 bits, with a calibrated scale for
             each channel of each head or for all keys, and all values, of a layer; None is float.
+        encoder: Recipe of an encoder-decoder's encoder, by name or as a table; None is this one
+            without what speaks of the decoder: rules, ``last_logits``, ``prefill``, ``kv_cache``.
     """
 
     name: str = "custom"
@@ -142,6 +144,12 @@ class Recipe(Strict):
     last_logits: bool = False
     prefill: Literal["int8", "int8-stored"] | None = None
     kv_cache: Literal["int8-channel", "int8-tensor"] | None = None
+    encoder: Recipe | None = None
+
+    @pydantic.field_validator("encoder", mode="before")
+    @classmethod
+    def _read_encoder(cls, given: Any) -> Any:
+        return cls.of(given) if isinstance(given, str | Mapping) else given
 
     @pydantic.model_validator(mode="after")
     def _has_one_budget(self) -> Recipe:
@@ -156,6 +164,15 @@ class Recipe(Strict):
         budget = self.bits_budget is not None or self.megabytes_budget is not None
         weights = Scheme.WEIGHT in self.schemes or any(r.scheme == "weight" for r in self.rules)
         return weights and (budget or not DATA_DRIVEN.isdisjoint(asked))
+
+    @property
+    def of_encoder(self) -> Recipe:
+        """The recipe of an encoder-decoder's encoder."""
+        if self.encoder is not None:
+            return self.encoder
+        return self.model_copy(
+            update={"rules": (), "last_logits": False, "prefill": None, "kv_cache": None}
+        )
 
     @classmethod
     def of(cls, source: str | pathlib.Path | Mapping[str, Any] | Recipe | None) -> Recipe:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler_models import scores, speech
-from qcompiler_models.assets import Asset, fetch
+from qcompiler_models.assets import Asset, build_once, cache_root, fetch
 from qcompiler_models.ctranslate2 import read_variables
 from qcompiler_models.exporting import export_once
 from qcompiler_models.real import Array, Feed, RealModel, Run, run_onnx
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import WhisperForConditionalGeneration
 
-__all__ = ["WhisperDecoder", "WhisperEncoder", "listen"]
+__all__ = ["PROMPT_TEXT", "WhisperDecoder", "WhisperEncoder", "folder", "listen"]
 
 _WHEEL = Asset(
     kind="wheel",
@@ -45,6 +45,7 @@ _MADE_BY = ("torch", "onnxscript", "transformers")
 _WIDTH: Final = 384
 _END: Final = 50256
 _PROMPT: Final = (50257, 50362)  # start of transcript; no timestamps
+PROMPT_TEXT: Final = "<|startoftranscript|><|notimestamps|>"
 _BATCH: Final = 6
 _COMPARED: Final = 12  # clips whose encoder states are kept to compare; 2.3 MB each
 _SLACK: Final = 8  # tokens more than the truth has that a transcript may have at first
@@ -186,6 +187,16 @@ class WhisperDecoder(_Whisper):
     @functools.cached_property
     def _kept(self) -> dict[bytes, Array]:
         return {}
+
+
+def folder() -> pathlib.Path:
+    """A transformers folder, tokenizer and processor included, made at first use."""
+    from qcompiler_models.whisper_torch import save_folder
+
+    def convert(target: pathlib.Path) -> None:
+        save_folder(_model(), _package() / "tokenizer.json", _config(), target)
+
+    return build_once(cache_root() / "folders" / f"whisper-tiny.en-{_WHEEL.digest[:12]}", convert)
 
 
 def listen(encode: Run, decode: Run, limit: int | None = None) -> dict[str, Any]:

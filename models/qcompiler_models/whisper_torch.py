@@ -5,18 +5,24 @@ Imports torch and transformers: import it where they are needed.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from qcompiler_models.assets import AssetError
 from qcompiler_models.real import Array
 
-__all__ = ["Decoder", "build", "state_dict", "tiny_en"]
+__all__ = ["Decoder", "build", "save_folder", "state_dict", "tiny_en"]
 
 _LINEAR: Final = ("weight", "bias")
 _NORM: Final = {"gamma": "weight", "beta": "bias"}
@@ -62,6 +68,35 @@ def build(variables: Mapping[str, Array], config: WhisperConfig) -> WhisperForCo
     model.tie_weights()
     model.requires_grad_(False)
     return model.eval()
+
+
+def save_folder(
+    model: WhisperForConditionalGeneration,
+    tokenizer_file: pathlib.Path,
+    said: Mapping[str, Any],
+    target: pathlib.Path,
+) -> None:
+    """Write what transformers loads: model, tokenizer, processor and what is never said.
+
+    Args:
+        model: What :func:`build` made.
+        tokenizer_file: ``tokenizer.json``.
+        said: ``config.json`` of the CTranslate2 model.
+        target: A new folder.
+    """
+    model.generation_config.update(
+        suppress_tokens=said["suppress_ids"],
+        begin_suppress_tokens=said["suppress_ids_begin"],
+        is_multilingual=False,
+        use_cache=True,
+    )
+    model.config.use_cache = True
+    model.save_pretrained(target)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file))
+    end = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.add_special_tokens({"eos_token": end, "pad_token": end, "bos_token": end})
+    tokenizer.save_pretrained(target)
+    WhisperFeatureExtractor().save_pretrained(target)
 
 
 def state_dict(variables: Mapping[str, Array], config: WhisperConfig) -> dict[str, Array]:

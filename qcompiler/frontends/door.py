@@ -41,6 +41,8 @@ def open_model(model: Any, example_inputs: Any = None) -> Opened:
         QcError: QC701 to QC710, QC202 or QC301, saying what was found, what was wanted and what
             to do.
     """
+    if isinstance(model, Opened):
+        return model
     if isinstance(model, str | os.PathLike):
         return _open_path(pathlib.Path(model), example_inputs)
     if isinstance(model, onnx.ModelProto):
@@ -79,10 +81,12 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
                 f"give the file itself: {path / inside[0]}" if inside else "give an ONNX file",
             )
         _need(str(path), "torch", "transformers")
-        from qcompiler.frontends import decoder, transformers_model
+        from qcompiler.frontends import decoder, transformers_model, whisper
 
         if example_inputs is None and decoder.is_decoder(path):
             return decoder.open_folder(path)
+        if example_inputs is None and whisper.is_whisper(path):
+            return whisper.open_folder(path)
         return transformers_model.open_folder(path, example_inputs)
     if path.suffix == ".gguf":
         _need(str(path), "torch", "transformers")
@@ -131,10 +135,12 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
         import transformers
 
         if isinstance(model, transformers.PreTrainedModel):
-            from qcompiler.frontends import decoder, transformers_model
+            from qcompiler.frontends import decoder, transformers_model, whisper
 
             if example_inputs is None and decoder.is_decoder(model.config):
                 return decoder.open_pretrained(model, type(model).__name__)
+            if example_inputs is None and whisper.is_whisper(model):
+                return whisper.open_pretrained(model, type(model).__name__)
             return transformers_model.open_pretrained(model, example_inputs, type(model).__name__)
     from qcompiler.frontends import torch_module
 

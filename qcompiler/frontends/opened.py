@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import onnx_ir as ir
 
@@ -12,15 +12,26 @@ from qcompiler.diagnostics import Diagnostic
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.settings import SessionSettings
 
-__all__ = ["Companions", "Kind", "Opened"]
+__all__ = ["ENCODER", "Companions", "Kind", "Opened"]
 
 Kind = Literal["onnx", "torch", "exported-program", "fx", "transformers"]
 
-# Files that belong beside the compiled model, by name, once its session options are known.
-Companions = Callable[[SessionSettings], Mapping[str, bytes]]
+ENCODER = "encoder"  # folder of an encoder's artifact inside its decoder's
 
 
-def _no_companions(settings: SessionSettings) -> Mapping[str, bytes]:
+class Companions(Protocol):
+    """Files that belong beside the compiled model, by name."""
+
+    def __call__(
+        self, settings: SessionSettings, encoder: SessionSettings | None = None
+    ) -> Mapping[str, bytes]:
+        """The files, once session options are known, those of the encoder included."""
+        ...
+
+
+def _no_companions(
+    settings: SessionSettings, encoder: SessionSettings | None = None
+) -> Mapping[str, bytes]:
     return {}
 
 
@@ -37,6 +48,7 @@ class Opened:
         quantized: Whether it holds quantized operators already.
         diagnostics: What happened at the door.
         companions: Files that the artifact is to hold as well.
+        encoder: Of an encoder-decoder the other graph; ``model`` is the decoder then.
     """
 
     model: ir.Model
@@ -46,3 +58,4 @@ class Opened:
     quantized: bool = False
     diagnostics: tuple[Diagnostic, ...] = ()
     companions: Companions = _no_companions
+    encoder: Opened | None = None

@@ -40,7 +40,7 @@ _ENDINGS = ("ForCausalLM", "GPT2LMHeadModel")
 def is_decoder(config: pathlib.Path | Any) -> bool:
     """Whether a transformers folder, or a configuration, is of a decoder-only language model."""
     if isinstance(config, pathlib.Path):
-        said = _read_config(config)
+        said = said_config(config)
         names, both = said.get("architectures") or [], said.get("is_encoder_decoder")
     else:
         names = getattr(config, "architectures", None) or []
@@ -57,6 +57,21 @@ def open_folder(folder: pathlib.Path) -> Opened:
         QcError: QC707, the architecture, a part of it or the folder is not supported; QC703, a
             file of weights is missing; QC301, a weight is not finite.
     """
+    config = read_config(folder)
+    layout = layout_of(folder, config)
+    config.quantization_config = None  # understood; what is left is that of the float model
+    generation = genai.generation_of_folder(folder, config)
+    files = genai.tokenizer_files(folder)
+    read = functools.partial(checkpoint.from_folder, folder)
+    return _open(config, read, generation, files, str(folder), layout)
+
+
+def read_config(folder: pathlib.Path) -> Any:
+    """The configuration of a transformers folder; none of its code runs.
+
+    Raises:
+        QcError: QC707, transformers cannot read it.
+    """
     import transformers
 
     try:
@@ -70,12 +85,7 @@ def open_folder(folder: pathlib.Path) -> Opened:
             f"transformers cannot read config.json: {' '.join(str(error).split())[:300]}",
             "the folder needs the config.json of a class that transformers knows",
         ) from error
-    layout = layout_of(folder, config)
-    config.quantization_config = None  # understood; what is left is that of the float model
-    generation = genai.generation_of_folder(folder, config)
-    files = genai.tokenizer_files(folder)
-    read = functools.partial(checkpoint.from_folder, folder)
-    return _open(config, read, generation, files, str(folder), layout)
+    return config
 
 
 def open_gguf(path: pathlib.Path) -> Opened:
@@ -151,11 +161,12 @@ def _open(
     model = build(geometry, family, weights, source, quantized)
     opened = admit(model, "transformers", source, _example(geometry, model, tokenizer))
     if genai.TOKENIZER not in tokenizer:
-        opened = with_diagnostics(opened, _without_tokenizer(source, why))
+        opened = with_diagnostics(opened, without_tokenizer(source, why))
     return dataclasses.replace(opened, companions=genai.companions(geometry, generation, tokenizer))
 
 
-def _without_tokenizer(source: str, why: str) -> Diagnostic:
+def without_tokenizer(source: str, why: str = "") -> Diagnostic:
+    """What is told when no tokenizer lies beside the model."""
     return Diagnostic(
         Code.TOKENIZER_MISSING,
         source,
@@ -170,7 +181,7 @@ def _without_tokenizer(source: str, why: str) -> Diagnostic:
 def _example(geometry: Geometry, model: ir.Model, tokenizer: Mapping[str, bytes]) -> Feed:
     """Two texts without a past: English where there is a tokenizer, else seeded tokens."""
     length = min(_LENGTH, geometry.positions)
-    ids = _encoded(tokenizer.get("tokenizer.json"), length)
+    ids = example_tokens(tokenizer.get("tokenizer.json"), length)
     if ids is None or ids.max() >= geometry.vocabulary:
         ids = np.random.default_rng(0).integers(0, geometry.vocabulary, (len(_TEXTS), length))
     feed: dict[str, Any] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -181,7 +192,7 @@ def _example(geometry: Geometry, model: ir.Model, tokenizer: Mapping[str, bytes]
     return feed
 
 
-def _encoded(tokenizer: bytes | None, length: int) -> npt.NDArray[np.int64] | None:
+def example_tokens(tokenizer: bytes | None, length: int) -> npt.NDArray[np.int64] | None:
     """The example texts in tokens, as long as the shorter of them, at most ``length``."""
     if tokenizer is None:
         return None
@@ -193,7 +204,8 @@ def _encoded(tokenizer: bytes | None, length: int) -> npt.NDArray[np.int64] | No
     return np.asarray([row[:shortest] for row in rows], np.int64) if shortest else None
 
 
-def _read_config(folder: pathlib.Path) -> Mapping[str, Any]:
+def said_config(folder: pathlib.Path) -> Mapping[str, Any]:
+    """What ``config.json`` says; nothing where it cannot be read."""
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

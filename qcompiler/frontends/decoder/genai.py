@@ -16,6 +16,9 @@ __all__ = [
     "TOKENIZER",
     "companions",
     "generation_of_folder",
+    "or_default",
+    "session_options",
+    "special_tokens",
     "tokenizer_files",
     "tokenizer_of_gguf",
 ]
@@ -62,7 +65,9 @@ def companions(
         tokenizer: Files of the tokenizer, by name.
     """
 
-    def files(settings: SessionSettings) -> Mapping[str, bytes]:
+    def files(
+        settings: SessionSettings, encoder: SessionSettings | None = None
+    ) -> Mapping[str, bytes]:
         config = json.dumps(_config(geometry, generation, settings), indent=1) + "\n"
         return {_CONFIG: config.encode(), **tokenizer}
 
@@ -102,28 +107,15 @@ def tokenizer_of_gguf(path: pathlib.Path) -> tuple[dict[str, bytes], str]:
 def _config(
     geometry: Geometry, generation: Mapping[str, Any], settings: SessionSettings
 ) -> dict[str, Any]:
-    eos = generation.get("eos_token_id")
-    first = eos[0] if isinstance(eos, list) else eos
-    tokens = {
-        "bos_token_id": generation.get("bos_token_id"),
-        "eos_token_id": eos,
-        # a text that has ended is filled up with it, so that any token will do
-        "pad_token_id": _or(generation.get("pad_token_id"), first),
-    }
     return {
         "model": {
-            **{name: token for name, token in tokens.items() if token is not None},
+            **special_tokens(generation),
             "type": "decoder",
             "vocab_size": geometry.vocabulary,
             "context_length": geometry.positions,
             "decoder": {
                 "filename": "model.onnx",
-                "session_options": {
-                    "log_id": "onnxruntime-genai",
-                    "graph_optimization_level": _LEVELS[settings.level],
-                    "provider_options": [],
-                    **settings.entries,
-                },
+                "session_options": session_options(settings),
                 "hidden_size": geometry.width,
                 "head_size": geometry.head_width,
                 "num_attention_heads": geometry.heads,
@@ -143,12 +135,38 @@ def _config(
             },
         },
         "search": {
-            **{name: _or(generation.get(name), default) for name, default in _SEARCH.items()},
+            **{
+                name: or_default(generation.get(name), default) for name, default in _SEARCH.items()
+            },
             "max_length": geometry.positions,
             "past_present_share_buffer": True,  # attention appends to the cache in place
         },
     }
 
 
-def _or(value: Any, default: Any) -> Any:
+def session_options(settings: SessionSettings) -> dict[str, Any]:
+    """The options of one session as GenAI spells them."""
+    return {
+        "log_id": "onnxruntime-genai",
+        "graph_optimization_level": _LEVELS[settings.level],
+        "provider_options": [],
+        **settings.entries,
+    }
+
+
+def special_tokens(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens that begin, end and fill up a text, as far as they are known."""
+    eos = generation.get("eos_token_id")
+    first = eos[0] if isinstance(eos, list) else eos
+    tokens = {
+        "bos_token_id": generation.get("bos_token_id"),
+        "eos_token_id": eos,
+        # a text that has ended is filled up with it, so that any token will do
+        "pad_token_id": or_default(generation.get("pad_token_id"), first),
+    }
+    return {name: token for name, token in tokens.items() if token is not None}
+
+
+def or_default(value: Any, default: Any) -> Any:
+    """``value``, or ``default`` where nothing is said."""
     return default if value is None else value

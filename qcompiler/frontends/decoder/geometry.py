@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from qcompiler.diagnostics import Code, QcError
 
-__all__ = ["PLAIN_EXPORT", "Activation", "Geometry", "Rotary"]
+__all__ = ["ACTIVATION_NAMES", "PLAIN_EXPORT", "Activation", "Geometry", "Rotary"]
 
 PLAIN_EXPORT = "give example_inputs to export it as it is, without a key-value cache"
 
 Activation = Literal["silu", "gelu", "gelu-tanh", "relu"]
-_ACTIVATIONS: Mapping[str, Activation] = {
+ACTIVATION_NAMES: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -122,7 +122,7 @@ class Geometry:
                 source, f"heads of width {head_width}, no multiple of {_HEAD_MULTIPLE}"
             )
         asked = _first(config, "hidden_activation", "hidden_act", "activation_function")
-        if asked not in _ACTIVATIONS:
+        if asked not in ACTIVATION_NAMES:
             raise unsupported(source, f"the activation {asked!r}")
         kinds = getattr(config, "layer_types", None) or [None] * layers
         known = {None, "full_attention", "sliding_attention"}
@@ -141,7 +141,7 @@ class Geometry:
             vocabulary=config.vocab_size,
             positions=config.max_position_embeddings,
             epsilon=_first(config, "rms_norm_eps", "layer_norm_epsilon"),
-            activation=_ACTIVATIONS[asked],
+            activation=ACTIVATION_NAMES[asked],
             tied=bool(getattr(config, "tie_word_embeddings", False)),
             scale=scalar**-0.5 if scalar else None,
             softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
