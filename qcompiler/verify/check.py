@@ -119,10 +119,10 @@ def check_artifact(
                 optimized_path=optimized,
                 profile=pathlib.Path(folder, "artifact") if host_fits else None,
             )
+            proof = None
+            if plan is not None and optimized is not None:
+                proof = prove(plan, state.target, read_optimized(optimized), _standing(candidate))
             float_session = opening.result()
-        proof = None
-        if plan is not None and optimized is not None:
-            proof = prove(plan, state.target, read_optimized(optimized), _standing(candidate))
         before, after = Profiler(float_session), Profiler(session)
         fidelity = compare_outputs(
             lambda feed: before.run(feed, code=Code.FLOAT_MODEL_FAILS),

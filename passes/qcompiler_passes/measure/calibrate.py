@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompiler.calibration.runner import Statistics, collect
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import Own
 
@@ -52,7 +53,6 @@ class Calibrate(Pass):
                 )
             state.statistics = collect(model, specs, state.feeds or (), options)
         statistics: Statistics = state.statistics
-        state.ranges = {
-            name: statistics.range_of(name, spec, options) for name, spec in specs.items()
-        }
+        ranges = on_all_cores(lambda item: statistics.range_of(*item, options), specs.items())
+        state.ranges = dict(zip(specs, ranges, strict=True))
         return PassResult(modified=False, diagnostics=statistics.diagnostics)

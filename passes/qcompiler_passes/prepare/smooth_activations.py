@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -19,6 +17,7 @@ from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.edit import Tape
 from qcompiler.ir.provenance import inherit
 from qcompiler.ir.walk import all_nodes
+from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.plan import Own, Plan
 from qcompiler.recipe import SmoothingOptions
@@ -133,10 +132,8 @@ def _search(
     groups: Sequence[Group], statistics: Statistics, options: SmoothingOptions
 ) -> list[tuple[Candidate | None, Tried]]:
     """For each group the best candidate (None: it was not measured), and all that were tried."""
-    trials = [_trial(group, statistics) for group in groups]
-    # numpy works outside the interpreter lock: one thread per processor
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        tried = list(pool.map(lambda trial: _try(trial, options), trials))
+    trials = on_all_cores(lambda group: _trial(group, statistics), groups)
+    tried = on_all_cores(lambda trial: _try(trial, options), trials)
     if options.alpha != "auto":
         return [(item[1] if item else None, item) for item in tried]
     if options.criterion == "block":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +16,7 @@ from qcompiler.algorithms.double_quantization import with_quantized_scales
 from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest
 from qcompiler.diagnostics import QcError
 from qcompiler.ir.edit import constant
+from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.plan import Plan, Verdict
@@ -123,10 +122,8 @@ class QuantizeWeights(Pass):
     def _in_memory(self, uses: list[WeightUse], state: State) -> dict[Site, QTensor]:
         distinct = list(dict.fromkeys((use.value, use.spec, use.algorithm) for use in uses))
         first = {(use.value, use.spec, use.algorithm): use for use in reversed(uses)}
-        # rounding is numpy work outside the interpreter lock: one thread per processor
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            tensors = pool.map(lambda key: self._round(first[key], None, state), distinct)
-            shared = dict(zip(distinct, tensors, strict=True))
+        tensors = on_all_cores(lambda key: self._round(first[key], None, state), distinct)
+        shared = dict(zip(distinct, tensors, strict=True))
         rounded: dict[Site, QTensor] = {}
         for use in uses:
             weight = shared[use.value, use.spec, use.algorithm]
@@ -147,8 +144,7 @@ class QuantizeWeights(Pass):
             store.put(site, self.name, self._round(use, None, state))
             return site
 
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            sites = list(pool.map(put, uses))
+        sites = on_all_cores(put, uses)
         return StoredWeights(held, store, dict.fromkeys(sites, self.name))
 
     def _round(
