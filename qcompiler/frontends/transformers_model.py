@@ -119,8 +119,10 @@ def _example(model: Any, source: str) -> dict[str, torch.Tensor]:
         raise QcError(
             Code.UNSUPPORTED_INPUT,
             source,
-            "an encoder-decoder has two graphs and a loop between them",
-            "pass one part, as model.get_encoder(), with example_inputs",
+            f"encoder-decoders of the architecture {config.model_type!r} are not known: two graphs "
+            "with a key-value cache are written for WhisperForConditionalGeneration alone",
+            f"give example_inputs ({model.main_input_name} and decoder_input_ids) to export it as "
+            "one graph without a cache, or compile a part, as model.get_encoder()",
         )
     accepted = inspect.signature(model.forward).parameters
     made: dict[str, torch.Tensor] = {}

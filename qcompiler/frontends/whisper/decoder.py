@@ -5,6 +5,7 @@ Inputs ``input_ids`` int64 ``[batch, sequence]`` and, for each layer, ``past_key
 ``past_value_cross_{i}`` ``[batch, heads, frames / 2, head width]``, which the encoder gives.
 Outputs ``logits`` ``[batch, sequence, vocabulary]``, ``present_key_self_{i}`` and
 ``present_value_self_{i}``. There is no mask: texts of one batch have as many tokens each.
+Behind a past each of several texts takes one token at a time, a single text any number.
 """
 
 from __future__ import annotations
