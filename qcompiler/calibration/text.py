@@ -70,7 +70,7 @@ def is_text(calibration: Any, specs: Sequence[InputSpec]) -> bool:
     if isinstance(first, Mapping):
         has_text = any(isinstance(first.get(column), str) for column in _COLUMNS)
         return has_text or ("input_ids" in first and not names <= set(first))
-    tokens = isinstance(first, np.ndarray) and first.ndim == 1 and first.dtype.kind in "iu"
+    tokens = isinstance(first, np.ndarray) and first.ndim in (1, 2) and first.dtype.kind in "iu"
     return isinstance(first, str) or (tokens and len(names) > 1)
 
 

@@ -8,7 +8,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["find_tokenizer", "longest_text"]
+from qcompiler.diagnostics import Code, QcError
+
+__all__ = ["encoder_of", "find_tokenizer", "longest_text"]
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -21,32 +23,56 @@ def find_tokenizer(model: Any) -> Encode | None:
     Args:
         model: What the user compiles: the path of a folder or of a file in one; of other objects
             the attribute ``name_or_path``, where it is a folder.
+
+    Raises:
+        QcError: QC707, the tokenizer cannot be read.
     """
     if isinstance(model, str | os.PathLike) and pathlib.Path(model).suffix == ".gguf":
         from qcompiler.frontends.decoder.genai import TOKENIZER, tokenizer_of_gguf
 
         files, _ = tokenizer_of_gguf(pathlib.Path(model))
-        return _encoder(files[TOKENIZER]) if TOKENIZER in files else None
+        return encoder_of(files[TOKENIZER]) if TOKENIZER in files else None
     folder = _folder(model)
     if folder is None:
         return None
     if (folder / "tokenizer.json").is_file():
-        return _encoder((folder / "tokenizer.json").read_bytes())
+        return encoder_of((folder / "tokenizer.json").read_bytes(), str(folder))
     if not (folder / "tokenizer_config.json").is_file():
         return None
     import transformers
 
-    slow = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    try:
+        slow = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds, as its classes read files of many kinds
+        raise _unreadable(str(folder), error) from error
     return lambda text: list(slow(text)["input_ids"])
 
 
-def _encoder(file: bytes) -> Encode:
+def encoder_of(file: bytes, where: str = "tokenizer.json") -> Encode:
+    """Text to tokens by the content of a ``tokenizer.json``.
+
+    Raises:
+        QcError: QC707, it cannot be read.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_buffer(file)
+    try:
+        tokenizer = Tokenizer.from_buffer(file)
+    except Exception as error:  # the library raises ValueError, or Exception itself
+        raise _unreadable(where, error) from error
     return lambda text: list(tokenizer.encode(text).ids)
+
+
+def _unreadable(where: str, error: Exception) -> QcError:
+    said = " ".join(str(error).split())[:300]
+    return QcError(
+        Code.UNSUPPORTED_INPUT,
+        where,
+        f"the tokenizer cannot be read: {said}",
+        "copy its files again, or save it there by tokenizer.save_pretrained(FOLDER)",
+    )
 
 
 def longest_text(model: Any) -> int | None:

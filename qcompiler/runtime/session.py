@@ -35,6 +35,7 @@ _LEVELS: dict[Level, str] = {
     "all": "ORT_ENABLE_ALL",
 }
 _DEFAULT = SessionSettings()
+_TOO_LONG = "cos_cache dimension 0 shall not be less"  # its table of rotary embeddings has ended
 _QUIET = 4  # only fatal messages: what fails comes back as an exception anyway
 # Smaller initializers stay in the protobuf, where shape inference of the runtime reads them.
 _LENT_BYTES = 4096
@@ -154,11 +155,12 @@ def run(
         return dict(zip(names, session.run(names, fitting_feed(session, feed)), strict=True))
     except runtime_errors() as error:
         shapes = ", ".join(f"{name} {x.dtype}{list(x.shape)}" for name, x in feed.items())
+        said = runtime_message(error)
+        hint = "check that the feed suits the model; dimensions named alike must be equal"
+        if _TOO_LONG in said:
+            hint = "the tokens, those in the cache included, are more than the model has positions"
         raise QcError(
-            code,
-            "session",
-            f"the runtime fails on a feed of {shapes}: {runtime_message(error)}",
-            "check that the feed suits the model; dimensions named alike must be equal",
+            code, "session", f"the runtime fails on a feed of {shapes}: {said}", hint
         ) from error
 
 

@@ -109,7 +109,9 @@ def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], base: int) -
     kind = entry["dtype"]
     dtype = np.dtype(_DTYPES.get(kind, np.uint8))
     wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if base + end > path.stat().st_size or (kind in _DTYPES and end - begin != wanted):
+    if base + end > (size := path.stat().st_size):
+        raise _damaged(path, f"tensor {name!r} ends at byte {base + end}, the file at {size}")
+    if kind in _DTYPES and end - begin != wanted:
         raise _damaged(path, f"tensor {name!r} needs {wanted} bytes and has {end - begin}")
     return Stored(name, shape, functools.partial(_mapped, path, name, kind, base + begin, shape))
 

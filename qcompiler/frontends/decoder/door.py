@@ -21,6 +21,7 @@ from qcompiler.frontends.decoder.families import FAMILIES
 from qcompiler.frontends.decoder.geometry import PLAIN_EXPORT, Geometry
 from qcompiler.frontends.decoder.quantized import Layout, layout_of, take_quantized
 from qcompiler.frontends.opened import Opened
+from qcompiler.frontends.tokenizer import encoder_of
 from qcompiler.ir.lazy import Stored
 from qcompiler.pipeline.contract import Feed
 
@@ -74,11 +75,19 @@ def read_config(folder: pathlib.Path) -> Any:
     """
     import transformers
 
+    said = said_config(folder).get("quantization_config")
+    if not isinstance(said, Mapping | None):
+        raise QcError(
+            Code.UNSUPPORTED_INPUT,
+            str(folder),
+            f"quantization_config of config.json is {said!r}, wanted an object with quant_method",
+            "copy config.json again from where the checkpoint comes from",
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # its classes check their fields by errors of many kinds
         raise QcError(
             Code.UNSUPPORTED_INPUT,
             str(folder),
@@ -196,10 +205,8 @@ def example_tokens(tokenizer: bytes | None, length: int) -> npt.NDArray[np.int64
     """The example texts in tokens, as long as the shorter of them, at most ``length``."""
     if tokenizer is None:
         return None
-    import tokenizers
-
-    encode = tokenizers.Tokenizer.from_buffer(tokenizer).encode
-    rows = [encode(text).ids[:length] for text in _TEXTS]
+    encode = encoder_of(tokenizer)
+    rows = [encode(text)[:length] for text in _TEXTS]
     shortest = min(map(len, rows))
     return np.asarray([row[:shortest] for row in rows], np.int64) if shortest else None
 

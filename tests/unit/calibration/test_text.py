@@ -66,6 +66,8 @@ def test_tokens_come_as_arrays_or_with_a_mask() -> None:
     tokens = np.arange(12).reshape(3, 4)
     assert is_text(tokens, DECODER)
     assert rows(tokens, FOUR) == tokens.tolist()
+    assert is_text([tokens], DECODER)
+    assert rows([tokens[:2], tokens[2]], FOUR) == tokens.tolist()
     items = [{"input_ids": tokens[:2], "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]]}]
     assert is_text(items, DECODER)
     assert rows(items, TextOptions(samples=9, length=2)) == [[4, 5], [0, 1], [2, 3]]

@@ -19,6 +19,7 @@ from decoders import (
 )
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
+from qcompiler.frontends.tokenizer import find_tokenizer
 from qcompiler.ir.lazy import tied, view_of
 from qcompiler.ir.provenance import module_of
 from qcompiler.runtime.inputs import input_specs
@@ -150,6 +151,8 @@ def test_example_inputs_give_the_plain_export() -> None:
         ({"hidden_act": "tanh"}, "activation 'tanh'"),
         ({"head_dim": 24}, "heads of width 24"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "no layer is packed"),
+        ({"quantization_config": "gptq"}, "wanted an object with quant_method"),
+        ({"hidden_size": "wide"}, "hidden_size"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "rotary embedding of the type 'dynamic'",
@@ -168,6 +171,26 @@ def test_what_cannot_be_built_is_refused_by_name(
     with pytest.raises(QcError, match=said) as caught:
         open_model(tmp_path)
     assert caught.value.diagnostic.code is Code.UNSUPPORTED_INPUT
+
+
+def test_a_text_longer_than_the_model_s_positions_is_told_so() -> None:
+    model = open_model(decoder("llama")).model
+    ids = tokens(1, 65)
+    feed = decoder_feed(ids, np.ones_like(ids), None, input_specs(model)[2:])
+    with pytest.raises(QcError, match="more than the model has positions"):
+        run(open_session(model), feed)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_refused(name: str, tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(QcError, match="tokenizer cannot be read") as caught:
+        find_tokenizer(tmp_path)
+    assert caught.value.code is Code.UNSUPPORTED_INPUT
+    if name == "tokenizer.json":
+        with pytest.raises(QcError, match="tokenizer cannot be read"):
+            open_model(tmp_path)
 
 
 def damage_header(folder: pathlib.Path) -> None:
