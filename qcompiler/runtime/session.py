@@ -35,6 +35,7 @@ _LEVELS: dict[Level, str] = {
     "all": "ORT_ENABLE_ALL",
 }
 _DEFAULT = SessionSettings()
+_NOT_WRITTEN = "Protobuf serialization failed"  # which it says of a full disk, too
 _TOO_LONG = "cos_cache dimension 0 shall not be less"  # its table of rotary embeddings has ended
 _QUIET = 4  # only fatal messages: what fails comes back as an exception anyway
 # Smaller initializers stay in the protobuf, where shape inference of the runtime reads them.
@@ -83,7 +84,8 @@ def open_session(
         code: Code of the error, since only the caller knows whose model this is.
 
     Raises:
-        QcError: ``code`` with the runtime's own words when it refuses the model.
+        QcError: ``code`` with the runtime's own words when it refuses the model; QC706, the disk
+            is full or otherwise cannot hold ``optimized_path``.
     """
     import onnxruntime
 
@@ -122,10 +124,18 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
+        said = runtime_message(error)
+        if optimized_path is not None and _NOT_WRITTEN in said:
+            raise QcError(
+                Code.NOT_WRITABLE,
+                str(optimized_path.parent),
+                f"the runtime cannot write its optimized graph: {said}",
+                "free disk space, or let TMPDIR name another folder for temporary files",
+            ) from error
         raise QcError(
             code,
             where,
-            f"the runtime refuses the model: {runtime_message(error)}",
+            f"the runtime refuses the model: {said}",
             "check that onnxruntime is new enough for the model's opset and operators",
         ) from error
     session._qcompiler_lent = values  # the session points into these arrays: keep them alive

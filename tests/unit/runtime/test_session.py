@@ -80,6 +80,14 @@ def test_the_optimized_graph_is_written(tmp_path: pathlib.Path) -> None:
     assert [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node] == ["MatMul"]
 
 
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_told_as_such() -> None:
+    with pytest.raises(QcError, match="cannot write its optimized graph") as caught:
+        open_session(tiny.build("mlp"), optimized_path=pathlib.Path("/dev/full"))
+    assert caught.value.code is Code.NOT_WRITABLE
+    assert "TMPDIR" in caught.value.diagnostic.hint
+
+
 def test_what_the_runtime_refuses_is_told_in_its_words() -> None:
     model = wide("y = Reshape(x, x)")
     with pytest.raises(QcError, match="QC606") as caught:
