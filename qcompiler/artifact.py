@@ -66,6 +66,13 @@ class Artifact:
     companions: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     encoder: Artifact | None = None
 
+    @property
+    def parts(self) -> dict[str, Artifact]:
+        """The artifacts of all graphs by name: ``encoder`` and ``decoder``, or ``model`` alone."""
+        if self.encoder is None:
+            return {"model": self}
+        return {ENCODER: self.encoder, "decoder": self}
+
     def session(self, *, threads: int | None = None) -> ort.InferenceSession:
         """An ONNX Runtime session with the artifact's session options.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from qcompiler.cli.terminal import out, print_json, steps
 from qcompiler.verify.layers import LayerComparison, LayerRow, compare_layers
+
+if TYPE_CHECKING:
+    from qcompiler.artifact import Artifact
 
 __all__ = ["run_compare"]
 
@@ -37,7 +40,10 @@ def run_compare(
     from qcompiler.runtime.inputs import input_specs
 
     with steps(json) as progress:
+        artifact = _quantized(quantized)
         opened = open_model(float_model)
+        if not isinstance(artifact, str):
+            opened = opened.part(artifact.model)
         source: Any = None
         if data is not None:
             source = open_feeds(data, input_specs(opened.model), feeds)
@@ -45,7 +51,7 @@ def run_compare(
             source = [opened.example]
         found = compare_layers(
             opened.model,
-            _quantized(quantized),
+            artifact,
             source,
             max_feeds=feeds,
             threads=threads,
@@ -57,7 +63,7 @@ def run_compare(
         out.print(_table(found))
 
 
-def _quantized(path: str) -> Any:
+def _quantized(path: str) -> Artifact | str:
     folder = pathlib.Path(path)
     if (folder / "manifest.json").is_file():
         from qcompiler.artifact import Artifact

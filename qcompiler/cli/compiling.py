@@ -17,7 +17,7 @@ from qcompiler.cli.options import (
     Threads,
     load,
 )
-from qcompiler.cli.terminal import out, print_json, steps
+from qcompiler.cli.terminal import out, print_json, print_summaries, reports_json, steps
 
 __all__ = ["compile_", "explain"]
 
@@ -64,7 +64,6 @@ def compile_(
     """
     from qcompiler.driver import qcompile
     from qcompiler.recipe import Recipe
-    from qcompiler.report.tables import summary
 
     asked = {"max_drop": max_drop, "keep_float": keep_float, "sensitivity": sensitivity or None}
     changes = {key: value for key, value in asked.items() if value is not None}
@@ -84,9 +83,10 @@ def compile_(
             work=work,
         )
     if json:
-        print_json({"output": str(output), **artifact.report.to_dict()})
+        reports = {name: part.report for name, part in artifact.parts.items()}
+        print_json({"output": str(output), **reports_json(reports)})
     elif not quiet:
-        out.print(summary(artifact.report))
+        print_summaries({name: part.report for name, part in artifact.parts.items()})
         out.print(f"written to {output}")
 
 
@@ -119,11 +119,19 @@ def explain(
         with steps(json) as progress:
             artifact = qcompile(source, target, plain, calibration, progress=progress)
     if json:
-        print_json({"plan": artifact.plan.to_dict(), "report": artifact.report.to_dict()})
+        said = [
+            {"plan": part.plan.to_dict(), "report": part.report.to_dict()}
+            for part in (artifact, artifact.encoder)
+            if part is not None
+        ]
+        print_json({**said[0], **({"encoder": said[1]} if len(said) > 1 else {})})
         return
-    if sensitivity:
-        out.print(sensitivity_table(artifact.report, artifact.plan))
-        return
-    out.print(plan_table(artifact.plan, removed=removed))
-    out.print()
-    out.print(summary(artifact.report))
+    for name, part in artifact.parts.items():
+        if artifact.encoder is not None:
+            out.rule(name)
+        if sensitivity:
+            out.print(sensitivity_table(part.report, part.plan))
+            continue
+        out.print(plan_table(part.plan, removed=removed))
+        out.print()
+        out.print(summary(part.report))

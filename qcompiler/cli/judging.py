@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from qcompiler.cli.options import Json, Out, Threads, load
-from qcompiler.cli.terminal import FAILED, out, print_json, steps
+from qcompiler.cli.terminal import FAILED, out, print_json, print_summaries, reports_json, steps
 
 __all__ = ["bench", "compare", "verify"]
 
@@ -22,17 +22,20 @@ def verify(
     json: Json = False,
 ) -> None:
     """Run an artifact again beside its float model: outputs, kernels, speed. Exit 1 on failure."""
+    from qcompiler.frontends import open_model
     from qcompiler.verify.again import verify_artifact
 
     with steps(json):
-        report = verify_artifact(load(artifact), against, data, threads=threads)
+        parts, opened = load(artifact).parts, open_model(against)
+        reports = {
+            name: verify_artifact(part, opened, data, threads=threads)
+            for name, part in parts.items()
+        }
     if json:
-        print_json(report.to_dict())
+        print_json(reports_json(reports))
     else:
-        from qcompiler.report.tables import summary
-
-        out.print(summary(report))
-    if report.errors:
+        print_summaries(reports)
+    if any(report.errors for report in reports.values()):
         raise typer.Exit(FAILED)
 
 

@@ -6,8 +6,8 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -15,7 +15,13 @@ from rich.text import Text
 
 from qcompiler.diagnostics import QcError
 
-__all__ = ["BUG", "FAILED", "STOPPED", "USAGE", "err", "fail", "out", "print_json", "steps"]
+if TYPE_CHECKING:
+    from qcompiler.report.model import Report
+
+__all__ = [
+    "BUG", "FAILED", "STOPPED", "USAGE", "err", "fail", "out", "print_json", "print_summaries",
+    "reports_json", "steps",
+]  # fmt: skip
 
 # Exit codes: 0 done; 1 done, but a check failed; 2 the input cannot be used; 3 our own bug;
 # 130 stopped by the user.
@@ -28,6 +34,23 @@ err = Console(stderr=True)
 def print_json(data: Any) -> None:
     """Write ``data`` as JSON on standard output, and nothing else there."""
     sys.stdout.write(json.dumps(data, indent=1, default=_plain) + "\n")
+
+
+def reports_json(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """The report of the model, or of a decoder with that of its encoder inside."""
+    encoder = reports.get("encoder")
+    *_, report = reports.values()
+    return {**report.to_dict(), **({"encoder": encoder.to_dict()} if encoder else {})}
+
+
+def print_summaries(reports: Mapping[str, Report]) -> None:
+    """The summary of each part, under its name where there are two."""
+    from qcompiler.report.tables import summary
+
+    for name, report in reports.items():
+        if len(reports) > 1:
+            out.rule(name)
+        out.print(summary(report))
 
 
 def fail(error: QcError) -> None:

@@ -52,13 +52,18 @@ def export(
 
 def generate(
     artifact: Out,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to go on from; of speech its special tokens.")
+    ] = None,
+    audio: Annotated[
+        pathlib.Path | None, typer.Option(help="Sound file to write down: wav, mp3 or flac.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.", min=1)] = 128,
 ) -> None:
-    """Go on from a prompt with a compiled language model, by ONNX Runtime GenAI."""
+    """Go on from a prompt, or write down speech, by ONNX Runtime GenAI."""
     from qcompiler.runtime.generate import generate as pieces
 
-    for piece in pieces(artifact, prompt, new_tokens=max_new_tokens):
+    for piece in pieces(artifact, prompt, audio=audio, new_tokens=max_new_tokens):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

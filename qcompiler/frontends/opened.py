@@ -59,3 +59,11 @@ class Opened:
     diagnostics: tuple[Diagnostic, ...] = ()
     companions: Companions = _no_companions
     encoder: Opened | None = None
+
+    def part(self, model: ir.Model) -> Opened:
+        """The part that ``model`` was compiled from, by the names of its inputs."""
+        names = {value.name for value in model.graph.inputs}
+        other = self.encoder
+        if other is not None and names == {value.name for value in other.model.graph.inputs}:
+            return other
+        return self

@@ -23,8 +23,9 @@ def verify_artifact(
     """A fresh report of an artifact: fidelity, kernels and latency measured now.
 
     Args:
-        artifact: What to verify.
-        against: The float model, anything :func:`qcompiler.qcompile` takes.
+        artifact: What to verify; of an encoder-decoder one of its ``parts``.
+        against: The float model, anything :func:`qcompiler.qcompile` takes, or what
+            :func:`qcompiler.frontends.open_model` made of it.
         data: Feeds as for calibration; None uses example or generated inputs.
         threads: Intra-op threads; None is the runtime's default.
 
@@ -39,8 +40,14 @@ def verify_artifact(
     from qcompiler.frontends import open_model
     from qcompiler.runtime.inputs import generate_feed, input_specs
 
-    opened = open_model(against)
+    whole = open_model(against)
+    opened = whole.part(artifact.model)
     recipe = Recipe.of(artifact.manifest["recipe"])
+    if data is not None and whole.encoder is not None:
+        from qcompiler.calibration.encoder_decoder import part_feeds
+
+        heard, read = part_feeds(data, whole.encoder.model, whole.model, recipe.verify.feeds)
+        data = read if opened is whole else heard
     if data is not None:
         feeds = open_feeds(data, input_specs(opened.model))
         samples = list(itertools.islice(feeds, recipe.verify.feeds))
