@@ -13,6 +13,7 @@ from qcompiler_passes.decide.allot_bits import AllotBits
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
 from qcompiler_passes.decide.place_precision import PlacePrecision
 from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
+from qcompiler_passes.float.canonicalize_mean import CanonicalizeMean
 from qcompiler_passes.float.fold_batch_norm import FoldBatchNorm
 from qcompiler_passes.float.fold_constants import FoldConstants
 from qcompiler_passes.float.fuse_attention import FuseAttention
@@ -60,6 +61,7 @@ PASSES: tuple[type[Pass], ...] = (
     RemoveNoOps,
     ShareDuplicates,
     CanonicalizeLinear,
+    CanonicalizeMean,
     FoldBatchNorm,
     SimplifyMask,
     FuseLayerNorm,

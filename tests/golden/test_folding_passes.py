@@ -8,6 +8,7 @@ import pytest
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.pipeline.contract import Pass
 from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
+from qcompiler_passes.float.canonicalize_mean import CanonicalizeMean
 from qcompiler_passes.float.fold_batch_norm import FoldBatchNorm
 from qcompiler_passes.float.fold_constants import FoldConstants
 from qcompiler_passes.float.raise_opset import RaiseOpset
@@ -90,6 +91,15 @@ LINEAR = {
     "transposed_activation_stays": """g (float[2,N] x) => (float[N,2] y)
         <float[2,2] w = {1, 2, 3, 4}> { y = Gemm <transA = 1> (x, w) }""",
 }
+MEAN = {
+    "over_an_image": """g (float[N,2,4,4] x) => (float[N,2] y, float[N,2,1,1] z)
+        <int64[2] axes = {2, 3}, int64[2] last = {-1, -2}>
+        { y = ReduceMean <keepdims = 0> (x, axes) z = ReduceMean(x, last) }""",
+    "over_channels_or_a_sequence_stays": """g (float[N,2,4,4] x, float[N,8,4] s)
+        => (float[N,4,4] y, float[N,4] z) <int64[1] channels = {1}, int64[1] steps = {1}>
+        { y = ReduceMean <keepdims = 0> (x, channels)
+          z = ReduceMean <keepdims = 0> (s, steps) }""",
+}
 _NORM = """float[2] g = {1, 2}, float[2] b = {1, 1}, float[2] m = {0.5, 1}, float[2] v = {1, 3}"""
 NORM = {
     "conv": f"""g (float[N,1,4] x) => (float[N,2,4] y) <float[2,1,1] w = {{1, 2}}, {_NORM}>
@@ -127,6 +137,7 @@ def cases() -> list[object]:
         (RemoveNoOps(), NO_OPS),
         (ShareDuplicates(), DUPLICATES),
         (CanonicalizeLinear(), LINEAR),
+        (CanonicalizeMean(), MEAN),
         (FoldBatchNorm(), NORM),
         (RemoveDead(), DEAD),
     ]

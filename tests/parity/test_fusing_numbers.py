@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompiler_models import tiny
+from qcompiler_passes.float.canonicalize_mean import CanonicalizeMean
 from qcompiler_passes.float.fuse_attention import FuseAttention
 from qcompiler_passes.float.fuse_gelu import FuseGelu
 from qcompiler_passes.float.fuse_layer_norm import FuseLayerNorm
@@ -382,6 +383,20 @@ def test_every_spelling_of_hard_swish_is_fused(gate: str) -> None:
 def test_hard_sigmoid_of_another_slope_is_left_alone() -> None:
     model = parse("g (float[N] x) => (float[N] y) { h = HardSigmoid(x) y = Mul(h, x) }")
     assert "HardSwish" not in ops(rewrite(model, FuseSilu()))
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("opset", [13, 23])
+def test_mean_over_an_image_is_a_pool(opset: int, keepdims: int) -> None:
+    given = "<axes = [2, 3], keepdims = {}> (x)" if opset < 18 else "<keepdims = {}> (x, axes)"
+    model = parse(
+        f"g (float[N,3,H,W] x) => (float y) <int64[2] axes = {{-2, -1}}>"
+        f"{{ y = ReduceMean {given.format(keepdims)} }}",
+        opset,
+    )
+    pooled = rewrite(model, CanonicalizeMean())
+    assert ops(pooled) == ["GlobalAveragePool", "Flatten"][: 2 - keepdims]
+    assert worst(model, pooled, {"x": _normal(2, 3, 5, 7)}) < ROUNDING
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.702])

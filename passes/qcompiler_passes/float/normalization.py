@@ -10,11 +10,11 @@ from qcompiler.analysis.dims import Dims
 from qcompiler.ir.edit import constant
 from qcompiler.patterns.match import Match, Operators, Term, Var, maybe, one_of
 
-__all__ = ["inverse_root", "mean_over", "row_of", "why_not_last_axis", "width_of"]
+__all__ = ["inverse_root", "mean_over", "reduced_axes", "row_of", "why_not_last_axis", "width_of"]
 
 
 def mean_over(op: Operators, x: Term, name: str) -> Term:
-    """``ReduceMean(x)``, captured as ``name``; :func:`why_not_last_axis` looks at its axes."""
+    """``ReduceMean(x)``, captured as ``name``; :func:`reduced_axes` are its axes."""
     return op.ReduceMean(x, maybe(Var(f"{name}.axes"))).named(name)
 
 
@@ -24,16 +24,19 @@ def inverse_root(op: Operators, x: Term, root: Term) -> Term:
     return one_of(op.Div(x, root), op.Mul(x, reciprocal))
 
 
+def reduced_axes(m: Match, name: str) -> list[int] | None:
+    """Axes of the reduction captured as ``name``, as they are written; None: no constant."""
+    if f"{name}.axes" not in m:
+        return list(m.node(name).attributes.get_ints("axes", []))
+    array = m.array(f"{name}.axes")
+    return None if array is None else [int(axis) for axis in array.reshape(-1)]
+
+
 def why_not_last_axis(m: Match, name: str, dims: Dims) -> str | None:
     """Why the reduction captured as ``name`` is not over the last axis alone, keeping it."""
-    node = m.node(name)
-    if f"{name}.axes" in m:
-        array = m.array(f"{name}.axes")
-        if array is None:
-            return f"the axes of {node.name} are no constant"
-        axes = [int(axis) for axis in array.reshape(-1)]
-    else:
-        axes = list(node.attributes.get_ints("axes", []))
+    node, axes = m.node(name), reduced_axes(m, name)
+    if axes is None:
+        return f"the axes of {node.name} are no constant"
     source = node.inputs[0]
     shape = None if source is None else dims.shape(source)
     rank = None if shape is None else len(shape)

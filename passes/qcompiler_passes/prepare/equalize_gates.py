@@ -90,17 +90,8 @@ def _find(graph: ir.Graph) -> Iterator[_Gated]:
 
 
 def _squeeze(pool: ir.Node) -> ir.Node | None:
-    """The 1x1 Conv behind a mean over all pixels that keeps the axes."""
-    if pool.op_type == "ReduceMean":
-        axes = constant(pool.inputs[1]) if len(pool.inputs) > 1 else None
-        given = pool.attributes.get("axes")
-        which = [] if axes is None else axes.reshape(-1).tolist()
-        which = list(given.as_ints()) if given is not None else which
-        if sorted(axis % 4 for axis in which) != [2, 3] or not pool.attributes.get_int(
-            "keepdims", 1
-        ):
-            return None
-    elif pool.op_type != "GlobalAveragePool":
+    """The 1x1 Conv behind a mean over all pixels."""
+    if pool.op_type != "GlobalAveragePool":
         return None
     mean = pool.outputs[0]
     readers = [use.node for use in mean.uses()]
