@@ -67,7 +67,9 @@ def attention_caches(graph: ir.Graph) -> tuple[Cache, ...]:
             _, heads, _, width = past.shape
             if not isinstance(heads, int) or not isinstance(width, int):
                 continue
-            if len(past.uses()) == 1 and present.is_graph_output():
+            others = [use.node for use in past.uses() if use.node is not node]
+            measured = all(other.op_type == "Shape" for other in others)  # whatever the type
+            if measured and present.is_graph_output():
                 rotated = _rotated(node) if scale == KEY_SCALE else 0
                 found.append(Cache(node, past, present, scale, heads, width, rotated))
     return tuple(found)

@@ -95,6 +95,19 @@ def test_calibration_data_are_sound_and_its_text() -> None:
         qcompile(model, recipe=recipe, calibration=[{"audio_features": features(model, 1)}])
 
 
+def test_the_cache_of_the_decoder_may_be_int8() -> None:
+    model = whisper()
+    feeds = [{"audio_features": features(model, 1, i), "input_ids": TOKENS[:1]} for i in range(2)]
+    recipe = {"base": "float", "kv_cache": "int8-channel"}
+    artifact = qcompile(model, recipe=recipe, calibration=feeds, threads=1)
+    types = {spec.name: spec.dtype for spec in input_specs(artifact.model)}
+    assert {types[f"past_{word}_self_{i}"] for word in ("key", "value") for i in range(2)} == {
+        np.dtype(np.int8)
+    }
+    assert types["past_key_cross_0"] == np.float32
+    assert artifact.report.fidelity[0]["cosine"] >= 0.999
+
+
 def test_an_artifact_without_its_encoder_is_damaged(tmp_path: pathlib.Path) -> None:
     qcompile(whisper(), recipe={"base": "float", **PLAIN}, output=tmp_path / "out")
     with (tmp_path / "out/encoder/model.onnx").open("ab") as file:
