@@ -19,8 +19,8 @@ setup: $(STAMP) ## Make the virtual environment with everything for development
 demo: $(STAMP) ## Compile MiniLM with static INT8; print speed-up, accuracy and verdicts
 	$(BIN)/python benchmarks/demo.py
 
-test: $(STAMP) ## All tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP) ## All tests, two files at a time: in order, for the long ones come first
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## Tests without real models
 	$(BIN)/python -m pytest -m "not slow"

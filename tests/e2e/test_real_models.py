@@ -26,6 +26,15 @@ pytestmark = pytest.mark.slow
 TARGET = "cpu-vnni"  # fixed, as are its costs: the plan is the same on every machine
 RECIPES = ("static-int8", "dynamic-int8", "auto", "weight-int8")
 NEEDS_DATA = ("static-int8", "auto")
+# Calibrated in full; of the others nothing is asked that hangs on the ranges.
+SCORED = (
+    ("minilm", "static-int8"),
+    ("minilm", "auto"),
+    ("efficientnet-lite0", "static-int8"),
+    ("ppocr-rec", "static-int8"),
+    ("ppocr-det", "static-int8"),
+)
+FEW = 4  # samples
 
 
 @functools.cache
@@ -34,7 +43,14 @@ def real(name: str) -> RealModel:
 
 
 @functools.cache
-def compiled(name: str, recipe: str, form: str = "ort") -> Artifact:
+def calibration(name: str, recipe: str) -> list[Any] | None:
+    if recipe not in NEEDS_DATA:
+        return None
+    return real(name).calibration(*(() if (name, recipe) in SCORED else (FEW,)))
+
+
+@functools.cache
+def compiled(name: str, recipe: str, form: str) -> Artifact:
     """Compiled without the guard, which would answer with the float form on a slow machine.
 
     Steps for accuracy are tried on one model: what fits into their time hangs on the machine.
@@ -46,7 +62,7 @@ def compiled(name: str, recipe: str, form: str = "ort") -> Artifact:
         real(name).onnx(),
         TARGET,
         options,
-        real(name).calibration() if recipe in NEEDS_DATA else None,
+        calibration(name, recipe),
         form=form,
         check=False,  # what a user gets; the tiny models hold every pass to its contract
     )
@@ -59,10 +75,8 @@ def score(name: str, recipe: str, limit: int | None, form: str = "ort") -> dict[
 @pytest.mark.parametrize(
     ("recipe", "form", "cosine"),
     [
-        ("static-int8", "ort", 0.99),
         ("static-int8", "qdq", 0.99),
         ("auto", "ort", 0.99),
-        ("dynamic-int8", "ort", 0.995),
         ("weight-int8", "ort", 0.995),
     ],
 )
@@ -70,16 +84,19 @@ def test_minilm_embeds_unseen_text_like_float(recipe: str, form: str, cosine: fl
     assert score("minilm", recipe, 64, form)["cosine_mean"] >= cosine
 
 
-@pytest.mark.parametrize("recipe", ["static-int8", "dynamic-int8"])
-def test_minilm_finds_verses_within_a_point_of_float(recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "cosine", "points"), [("static-int8", 0.997, 0.5), ("dynamic-int8", 0.995, 1.0)]
+)
+def test_minilm_finds_verses_as_float_does(recipe: str, cosine: float, points: float) -> None:
     scores = score("minilm", recipe, None)
-    assert scores["recall_at_1"] >= scores["reference_recall_at_1"] - 0.01
+    assert scores["cosine_mean"] >= cosine
+    assert scores["recall_at_1"] >= scores["reference_recall_at_1"] - points / 100
 
 
 def test_efficientnet_agrees_with_float_on_pictures_not_used_for_calibration() -> None:
     scores = score("efficientnet-lite0", "static-int8", None)
-    assert scores["agreement"] >= 0.94
-    assert scores["kl"] <= 0.012
+    assert scores["agreement"] >= 0.96
+    assert scores["kl"] <= 0.007
 
 
 @pytest.mark.parametrize("name", ["ppocr-rec", "ppocr-det"])
@@ -94,7 +111,7 @@ def test_ppocr_reads_as_many_characters_right_as_float(name: str) -> None:
 def test_every_node_has_a_verdict_every_float_a_reason_every_kernel_is_seen(
     name: str, recipe: str
 ) -> None:
-    artifact = compiled(name, recipe)
+    artifact = compiled(name, recipe, "ort")
     nodes = {node.name for node in all_nodes(open_model(real(name).onnx()).model)}
     told = {node for item in artifact.plan for node in (item.node, *item.origin)}
     told |= {node for item in artifact.plan.removed for node in (item.node, *item.origin)}
@@ -109,7 +126,7 @@ def test_every_node_has_a_verdict_every_float_a_reason_every_kernel_is_seen(
 
 @pytest.mark.parametrize("name", ["minilm", "efficientnet-lite0"])
 def test_static_makes_the_model_less_than_a_third_as_large(name: str) -> None:
-    sizes = compiled(name, "static-int8").report.sizes
+    sizes = compiled(name, "static-int8", "ort").report.sizes
     assert sizes["artifact_bytes"] < sizes["float_bytes"] / 3
 
 
@@ -144,7 +161,7 @@ def test_a_torch_module_gives_what_its_onnx_file_gives(name: str, output: str) -
 
 
 def test_a_saved_real_artifact_loads_and_gives_the_same_numbers(tmp_path: pathlib.Path) -> None:
-    artifact = compiled("minilm", "static-int8")
+    artifact = compiled("minilm", "static-int8", "ort")
     loaded = Artifact.load(artifact.save(tmp_path / "out"))
     feed = real("minilm").bench_feeds()["1x32"]
     for key, array in artifact.run(feed).items():
@@ -180,7 +197,10 @@ def test_other_types_of_activations_keep_minilms_embeddings(
     target: str, recipe: str, cosine: float
 ) -> None:
     model = real("minilm")
-    artifact = qcompile(model.onnx(), target, recipe, model.calibration(), check=False)
+    options = {"base": recipe, "verify": {"enabled": False}}
+    artifact = qcompile(
+        model.onnx(), target, options, calibration("minilm", "static-int8"), check=False
+    )
     assert model.score(artifact.run, limit=64)["cosine_mean"] >= cosine
 
 
@@ -195,5 +215,7 @@ def test_other_types_of_activations_keep_efficientnets_labels(
     target: str, recipe: str, agreement: float
 ) -> None:
     model = real("efficientnet-lite0")
-    artifact = qcompile(model.onnx(), target, recipe, model.calibration(), check=False)
+    options = {"base": recipe, "verify": {"enabled": False}}
+    data = calibration("efficientnet-lite0", "static-int8")
+    artifact = qcompile(model.onnx(), target, options, data, check=False)
     assert model.score(artifact.run, limit=128)["agreement"] >= agreement
