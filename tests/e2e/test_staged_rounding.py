@@ -98,6 +98,18 @@ def test_too_little_data_is_told_with_how_much_is_wanted(algorithm: str, words: 
         assert all("give" in item.hint for item in said)
 
 
+def test_a_hessian_of_rank_zero_is_told_and_its_weights_are_rounded_to_nearest() -> None:
+    blank = [{"x": np.zeros_like(feed["x"])} for feed in tiny.feeds("mlp", 8)]
+    artifact = compile_tiny("gptq", "mlp", calibration=blank)
+    first, *_ = [x for x in artifact.report.diagnostics if x.code is Code.DEAD_CHANNELS]
+    assert first.message == "all input channels were zero on all data: rounded to nearest there"
+    nearest = compile_tiny("rtn", "mlp")
+    feed = tiny.feeds("mlp", 1)[0]
+    for name, y in artifact.run(feed).items():
+        assert np.isfinite(y).all()
+        assert np.square(y - nearest.run(feed)[name]).mean() < np.square(y).mean() / 10
+
+
 def test_what_is_in_the_work_folder_is_not_computed_again(tmp_path: pathlib.Path) -> None:
     plain = files(compile_tiny("gptq"), tmp_path / "plain")
     work = tmp_path / "work"

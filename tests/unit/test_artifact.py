@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import signal
 
 import numpy as np
 import onnx_ir as ir
@@ -77,6 +78,26 @@ def test_a_failed_write_leaves_nothing(
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     with pytest.raises(QcError, match="No space left") as error:
         an_artifact().save(tmp_path / "out")
+    assert error.value.code is Code.NOT_WRITABLE
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_the_disk_does_not_hold_leave_nothing(tmp_path: pathlib.Path) -> None:
+    """Real: the system refuses to write on, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    artifact = an_artifact()
+    weight = ir.Value(name="w", const_value=ir.tensor(np.ones((512, 512), np.float32), name="w"))
+    artifact.model.graph.register_initializer(weight)
+    artifact.model.graph.append(ir.node("Identity", [weight], name="reader"))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(QcError, match="cannot be written: File too large") as error:
+            artifact.save(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
     assert error.value.code is Code.NOT_WRITABLE
     assert list(tmp_path.iterdir()) == []
 
