@@ -32,6 +32,7 @@ from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.pack_qkv import PackQkv
 from qcompiler_passes.lower.quantize_cache import QuantizeCache
 from qcompiler_passes.lower.share_transposed import ShareTransposed
+from qcompiler_passes.lower.tile_attention import TileAttention
 from qcompiler_passes.lower.to_ort import ToOrt
 from qcompiler_passes.measure.calibrate import Calibrate
 from qcompiler_passes.measure.measure_cache import MeasureCache
@@ -99,6 +100,7 @@ PASSES: tuple[type[Pass], ...] = (
     InsertQdq,
     InsertSwitches,
     # lower
+    TileAttention,
     ToOrt,
     PackQkv,
     QuantizeCache,
