@@ -29,6 +29,7 @@ from qcompiler_passes.float.share_duplicates import ShareDuplicates
 from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.add_prefill import AddPrefill
 from qcompiler_passes.lower.finish_qdq import FinishQdq
+from qcompiler_passes.lower.fuse_skip_norm import FuseSkipNorm
 from qcompiler_passes.lower.pack_qkv import PackQkv
 from qcompiler_passes.lower.quantize_cache import QuantizeCache
 from qcompiler_passes.lower.share_transposed import ShareTransposed
@@ -105,6 +106,7 @@ PASSES: tuple[type[Pass], ...] = (
     PackQkv,
     QuantizeCache,
     AddPrefill,
+    FuseSkipNorm,
     FinishQdq,
     ShareTransposed,
 )

@@ -70,7 +70,7 @@ class KernelWeight:
         if self.spec.symmetric or self._dequantize is not None:
             return True
         value = self.node.inputs[_ZERO_POINT] if len(self.node.inputs) > _ZERO_POINT else None
-        found = constant(value)
+        found = constant(_stored(value))
         return found is not None and found.dtype == np.uint8
 
     @property
@@ -102,7 +102,7 @@ class KernelWeight:
         """What the kernel itself adds, ``[N]``."""
         inputs = self.node.inputs
         value = inputs[_BIAS] if self.node.op_type != "MatMul" and len(inputs) > _BIAS else None
-        found = constant(value)
+        found = constant(_stored(value))
         return None if found is None else found[slice(*self.columns)]
 
     def factor(self) -> str | None:
@@ -136,7 +136,9 @@ def constants_by_origin(graph: ir.Graph) -> dict[str, list[ir.Value]]:
     for node in graph.all_nodes():
         if node.op_type == "MatMulIntegerToFloat":  # prompts read a copy of other products' weights
             continue
-        values = [v for v in node.inputs if v is not None and v.const_value is not None]
+        values = [
+            v for v in map(_stored, node.inputs) if v is not None and v.const_value is not None
+        ]
         for name in origins(node):
             found.setdefault(name, []).extend(values)
     return found
@@ -144,6 +146,7 @@ def constants_by_origin(graph: ir.Graph) -> dict[str, list[ir.Value]]:
 
 def _container(value: ir.Value | None, layout: NBitsLayout) -> npt.NDArray[np.uint8]:
     """Bytes of the kernel's container, joined from the planes of the file."""
+    value = _stored(value)
     found = constant(value)
     if found is not None:
         return found
@@ -152,6 +155,12 @@ def _container(value: ir.Value | None, layout: NBitsLayout) -> npt.NDArray[np.ui
     assert maker.domain == _UNPACK_DOMAIN, "planes are joined by a function"
     planes = [_first_constant(plane) for plane in maker.inputs[: len(layout.planes)]]
     return join_planes(planes, layout.bits, layout.planes)
+
+
+def _stored(value: ir.Value | None) -> ir.Value | None:
+    """What a branch's own constant is a copy of; other values are themselves."""
+    maker = None if value is None else value.producer()
+    return maker.inputs[0] if maker is not None and maker.op_type == "Identity" else value
 
 
 def _rows(found: npt.NDArray[Any]) -> npt.NDArray[Any]:

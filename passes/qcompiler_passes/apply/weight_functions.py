@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompiler.ir.edit import import_domain
+from qcompiler.ir.walk import all_nodes
 from qcompiler.numerics.nbits import plane_mask, planes_of
 
 __all__ = [
@@ -99,8 +100,8 @@ def unpack_name(planes: tuple[int, ...], bits: int, first: int = 0) -> str:
 
 
 def define_functions(model: ir.Model) -> None:
-    """Add the functions that the main graph calls, and import their domain."""
-    used = sorted({node.op_type for node in model.graph if node.domain == DOMAIN})
+    """Add the functions that the model calls, and import their domain."""
+    used = sorted({node.op_type for node in all_nodes(model) if node.domain == DOMAIN})
     if not used:
         return
     import_domain(model, DOMAIN)

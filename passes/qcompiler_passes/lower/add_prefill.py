@@ -25,6 +25,7 @@ from qcompiler_passes.lower.int8_products import (
     quantized_rows,
     stored_weight,
 )
+from qcompiler_passes.lower.own_constants import own_constants
 from qcompiler_passes.lower.prefill_factors import PrefillFactors, find_factors
 from qcompiler_passes.lower.to_ort import UNPACKING_SETTINGS
 
@@ -32,10 +33,15 @@ __all__ = ["PREFILL_SETTINGS", "AddPrefill"]
 
 Floats = npt.NDArray[np.float32]
 
-# The int8 weights are made by constant folding, of DequantizeLinear as well.
+# The int8 weights are made by constant folding, of DequantizeLinear as well. So are the branches'
+# own constants: Identity nodes, which nothing else may take away.
+_UNWANTED = "optimization.disable_specified_optimizers"
 PREFILL_SETTINGS = SessionSettings(
     level="basic",
-    entries={**UNPACKING_SETTINGS.entries, "session.disable_quant_qdq": "1"},
+    entries={
+        _UNWANTED: f"{UNPACKING_SETTINGS.entries[_UNWANTED]};EliminateIdentity",
+        "session.disable_quant_qdq": "1",
+    },
 )
 
 # From so many tokens of a text on int8 products are the faster ones; fewer are computed as one is.
@@ -91,8 +97,7 @@ class AddPrefill(Pass):
         factors = find_factors(model, products, state)
         weights = _branch(graph, ids, products, make, factors or PrefillFactors())
         define_functions(model)
-        made = any(not weight.stored for weight in weights)
-        if made and state.session.level in ("disable", "basic"):
+        if state.session.level in ("disable", "basic"):
             state.session = PREFILL_SETTINGS
         return PassResult(True, (_cost(weights, factors),))
 
@@ -142,9 +147,10 @@ def _branch(
     tape = Tape(graph, "prefill")
     length = tape.op("Shape", ids, start=1, end=2)
     is_long = tape.op("GreaterOrEqual", length, np.array([_SHORTEST], np.int64))
+    made = Tape(graph, "prefill")  # of constants, folded in the branch that reads it
     weights = {
         node: make(
-            tape,
+            made,
             node,
             None if node.inputs[0] is None else factors.rows.get(node.inputs[0]),
             factors.columns.get(node),
@@ -161,6 +167,8 @@ def _branch(
     decode = ir.Graph([], given, nodes=layers, name="decode")
     choice.attributes["then_branch"] = ir.AttrGraph("then_branch", prefill)
     choice.attributes["else_branch"] = ir.AttrGraph("else_branch", decode)
+    own_constants(graph, (prefill, decode))
+    prefill.insert_before(prefill[0], made.nodes)
     graph.sort()
     return list(weights.values())
 
