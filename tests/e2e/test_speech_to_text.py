@@ -220,3 +220,29 @@ def test_whisper_tiny_writes_down_a_reading(recipe: Any, tmp_path: pathlib.Path,
     heard = cli("generate", tmp_path / "out", "--audio", path)
     assert heard.code == 0, heard.err
     assert speech.word_error_rate([clip.text], [heard.out]) <= 0.1
+
+
+@pytest.mark.slow
+def test_rounding_by_sound_and_its_text_beats_rounding_to_nearest() -> None:
+    from qcompiler_models import whisper as tiny
+    from qcompiler_models.whisper_cached import without_cache
+
+    def score(artifact: Artifact) -> Any:
+        assert artifact.encoder is not None
+        shapes = {spec.name: spec.shape for spec in input_specs(artifact.model)}
+        runs = without_cache(artifact.encoder.run, artifact.run, shapes)
+        return tiny.listen(*runs, 18)
+
+    source, feeds = tiny.folder(), tiny.spoken_feeds(16)
+    head = {"match": "proj_out", "bits": 8, "algorithm": "rtn"}
+    recipe = {
+        "weights": {"symmetric": False},
+        "rules": [head],
+        "encoder": {"base": "dynamic-int8", "verify": {"guard": False}},
+    }
+    float_ = score(qcompile(source, "cpu-vnni", {"base": "float", **PLAIN}))
+    nearest = score(qcompile(source, "cpu-vnni", {"base": "w4-rtn", **recipe}))
+    by_data = score(qcompile(source, "cpu-vnni", {"base": "w4-gptq", **recipe}, feeds))
+    assert by_data["nll"] <= nearest["nll"]
+    assert by_data["nll"] <= 1.015 * float_["nll"]
+    assert by_data["wer"] <= float_["wer"] + 0.02
