@@ -201,8 +201,11 @@ def test_what_generate_cannot_hear_is_refused(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["weight-int8", {"base": "weight-int8", "encoder": "auto"}])
-def test_whisper_tiny_writes_down_a_reading(recipe: Any, tmp_path: pathlib.Path, cli: Cli) -> None:
+def test_whisper_tiny_writes_down_a_reading(
+    recipe: Any, tmp_path: pathlib.Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime_genai")
+    monkeypatch.delenv("QC_CHECK", raising=False)  # each pass is checked on small models
     from qcompiler_models import speech
     from qcompiler_models import whisper as tiny
 
@@ -238,11 +241,12 @@ def test_rounding_by_sound_and_its_text_beats_rounding_to_nearest() -> None:
     recipe = {
         "weights": {"symmetric": False},
         "rules": [head],
-        "encoder": {"base": "dynamic-int8", "verify": {"guard": False}},
+        "encoder": {"base": "dynamic-int8", **PLAIN},
+        **PLAIN,
     }
-    float_ = score(qcompile(source, "cpu-vnni", {"base": "float", **PLAIN}))
-    nearest = score(qcompile(source, "cpu-vnni", {"base": "w4-rtn", **recipe}))
-    by_data = score(qcompile(source, "cpu-vnni", {"base": "w4-gptq", **recipe}, feeds))
+    float_ = score(qcompile(source, "cpu-vnni", {"base": "float", **PLAIN}, check=False))
+    nearest = score(qcompile(source, "cpu-vnni", {"base": "w4-rtn", **recipe}, check=False))
+    by_data = score(qcompile(source, "cpu-vnni", {"base": "w4-gptq", **recipe}, feeds, check=False))
     assert by_data["nll"] <= nearest["nll"]
     assert by_data["nll"] <= 1.015 * float_["nll"]
     assert by_data["wer"] <= float_["wer"] + 0.02
