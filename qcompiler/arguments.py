@@ -26,6 +26,7 @@ __all__ = [
     "encoder_plan",
     "resolve_feeds",
     "resolve_form",
+    "resolve_part_feeds",
     "resolve_passes",
     "resolve_plan",
 ]
@@ -125,6 +126,17 @@ def resolve_feeds(
     if feeds.reiterable:
         return feeds, list(itertools.islice(feeds, recipe.verify.feeds)), said
     return feeds, [feeds.first], said
+
+
+def resolve_part_feeds(
+    calibration: Any, encoder: ir.Model, decoder: ir.Model, recipe: Recipe
+) -> tuple[Any, Any]:
+    """Calibration data of an encoder and of its decoder; None each where there are none."""
+    if calibration is None:
+        return None, None
+    from qcompiler.calibration.encoder_decoder import part_feeds
+
+    return part_feeds(calibration, encoder, decoder, recipe.calibration.max_samples)
 
 
 def _own_feeds(

@@ -16,6 +16,7 @@ from qcompiler.arguments import (
     encoder_plan,
     resolve_feeds,
     resolve_form,
+    resolve_part_feeds,
     resolve_passes,
     resolve_plan,
 )
@@ -118,7 +119,9 @@ def qcompile(
     reference, file = opened.model, opened.source
     encoder: Artifact | None = None
     if opened.encoder is not None:
-        heard, calibration = _part_feeds(opened.encoder.model, reference, recipe, calibration)
+        heard, calibration = resolve_part_feeds(
+            calibration, opened.encoder.model, reference, recipe
+        )
         encoder = qcompile(
             opened.encoder, resolved, recipe.of_encoder, heard, form=form,
             plan=encoder_plan(plan), strict=strict, threads=threads, check=check,
@@ -196,17 +199,6 @@ def qcompile(
         with clock("save"):
             artifact.save(output)
     return artifact
-
-
-def _part_feeds(
-    encoder: ir.Model, decoder: ir.Model, recipe: Recipe, calibration: Any
-) -> tuple[Any, Any]:
-    """Calibration data of the encoder and of the decoder."""
-    if calibration is None:
-        return None, None
-    from qcompiler.calibration.encoder_decoder import part_feeds
-
-    return part_feeds(calibration, encoder, decoder, recipe.calibration.max_samples)
 
 
 def _inside(folder: str | os.PathLike[str] | None) -> pathlib.Path | None:

@@ -185,6 +185,23 @@ def test_genai_writes_what_the_artifacts_own_sessions_hear(
     assert said.out.rstrip("\n") == wanted
 
 
+def test_a_multilingual_model_is_asked_for_english(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    source = folder_of(tmp_path / "model", max_source_positions=1500, eos_token_id=None)
+    qcompile(source, recipe={"base": "float", **PLAIN}, output=tmp_path / "out")
+    path = save_sound(tmp_path / "tone.wav")
+
+    def text(prompt: str | None) -> str:
+        return "".join(generate.generate(tmp_path / "out", prompt, audio=path, new_tokens=6))
+
+    english = "<|startoftranscript|><|en|><|transcribe|><|notimestamps|>"
+    plain = "<|startoftranscript|><|notimestamps|>"
+    assert text(plain) != text(english)
+    assert text(None) == text(plain)
+    (tmp_path / "out/generation_config.json").write_text('{"is_multilingual": true}')
+    assert text(None) == text(english)
+
+
 def test_what_generate_cannot_hear_is_refused(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("onnxruntime_genai")
     source = folder_of(tmp_path / "model", max_source_positions=1500)

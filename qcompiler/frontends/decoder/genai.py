@@ -13,6 +13,7 @@ from qcompiler.frontends.opened import Companions
 from qcompiler.runtime.settings import Level, SessionSettings
 
 __all__ = [
+    "GENERATION",
     "TOKENIZER",
     "companions",
     "generation_of_folder",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 _CONFIG = "genai_config.json"
-_GENERATION = "generation_config.json"
+GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"  # without it there is none
 _TOKENIZER = (
     TOKENIZER,
@@ -77,7 +78,7 @@ def companions(
 def generation_of_folder(folder: pathlib.Path, config: Any) -> dict[str, Any]:
     """``generation_config.json`` over what config.json says."""
     said = config.to_dict()
-    path = folder / _GENERATION
+    path = folder / GENERATION
     if path.is_file():
         said.update(json.loads(path.read_text(encoding="utf-8")))
     return dict(said)

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.decoder import checkpoint
 from qcompiler.frontends.decoder.door import read_config, said_config, without_tokenizer
-from qcompiler.frontends.decoder.genai import TOKENIZER, generation_of_folder, tokenizer_files
+from qcompiler.frontends.decoder.genai import (
+    GENERATION,
+    TOKENIZER,
+    generation_of_folder,
+    tokenizer_files,
+)
 from qcompiler.frontends.decoder.writer import refuse_unused
 from qcompiler.frontends.opened import Opened
 from qcompiler.frontends.whisper import genai
@@ -53,14 +58,19 @@ def open_pretrained(model: transformers.PreTrainedModel, source: str) -> Opened:
     """Build the graphs of a model in memory, whose weights they share.
 
     Tokenizer and processor are those in the folder that the model was loaded from, where there
-    are any.
+    are any; how text is made is what the model says.
 
     Raises:
         QcError: As :func:`open_folder`.
     """
     folder = pathlib.Path(getattr(model, "name_or_path", "") or "/nowhere")
-    generation = {**model.config.to_dict(), **model.generation_config.to_dict()}
-    files = {**tokenizer_files(folder), **genai.processor_files(folder)}
+    said = model.generation_config
+    generation = {**model.config.to_dict(), **said.to_dict()}
+    files = {
+        **tokenizer_files(folder),
+        **genai.processor_files(folder),
+        GENERATION: said.to_json_string().encode(),
+    }
     geometry = Geometry.of(model.config, source)
     return _open(geometry, checkpoint.from_module(model), generation, files, source)
 

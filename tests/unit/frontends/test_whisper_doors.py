@@ -128,6 +128,13 @@ def test_files_for_genai_name_what_the_graphs_have(tmp_path: pathlib.Path) -> No
         assert expanded == there
 
 
+def test_a_model_in_memory_brings_how_it_makes_text() -> None:
+    model = whisper()
+    model.generation_config.is_multilingual = True
+    files = open_model(model).companions(SessionSettings())
+    assert json.loads(files["generation_config.json"])["is_multilingual"] is True
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
