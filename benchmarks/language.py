@@ -111,13 +111,18 @@ def main() -> None:
 def _ours(name: str, setting: _Setting) -> dict[str, Any]:
     """``algorithm:bits:group:sym|asym|float``, block layers only, as the peers do it.
 
-    ``:head8`` behind it: embedding and head in one table of 8 bits. ``:prefill`` behind that: int8
-    products for prompts, timed on a folder that gives the logits of the last token only.
+    ``:head8`` behind it: embedding and head in one table of 8 bits; ``:head4``: the embedding in 8,
+    the head beside it like the layers. ``:prefill`` behind that: int8 products for prompts, timed
+    on a folder that gives the logits of the last token only.
     """
     algorithm, bits, group, kind, *more = name.split(":")
-    if unknown := set(more) - {"head8", "prefill"}:
+    if unknown := set(more) - {"head4", "head8", "prefill"}:
         raise SystemExit(f"{name}: unknown {', '.join(sorted(unknown))}")
-    rule = {"bits": 8, "algorithm": "rtn", "zero_point": "int"}
+    rule = {"match": "lm_head", "bits": 8, "algorithm": "rtn", "zero_point": "int"}
+    if "head4" in more:
+        rule["match"] = "model.embed_tokens"
+    elif "head8" not in more:
+        rule = {"match": "lm_head", "scheme": "float"}
     recipe = {
         "base": f"w4-{algorithm.removesuffix('+gptq')}",
         "awq": {"rounding": "gptq" if algorithm == "awq+gptq" else "nearest"},
@@ -129,8 +134,8 @@ def _ours(name: str, setting: _Setting) -> dict[str, Any]:
             "symmetric": kind == "sym",
             "zero_point": "float" if kind == "float" else "int",
         },
-        "embeddings": "head8" in more,
-        "rules": [{"match": "lm_head", **(rule if "head8" in more else {"scheme": "float"})}],
+        "embeddings": "bits" in rule,
+        "rules": [rule],
         "prefill": "int8" if "prefill" in more else None,
         "verify": {"enabled": False},
     }
@@ -264,7 +269,7 @@ def _options() -> argparse.Namespace:
             for kind in kinds
         ]
         + ["rtn:4:64:asym:head8", "gptq:4:64:asym:head8", "awq+gptq:4:64:asym:head8:prefill"],
-        help="algorithm:bits:group:sym|asym|float[:head8[:prefill]], with commas between",
+        help="algorithm:bits:group:sym|asym|float[:head4|:head8[:prefill]], with commas between",
     )
     parser.add_argument(
         "--peers",
