@@ -53,4 +53,4 @@ def _session(left_turned: bool, right_turned: bool) -> ort.InferenceSession:
     found.name, found.type = "product", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([left, right], [found], nodes=[node], opset_imports={"": 17}, name="products")
     settings = SessionSettings("all", {"session.intra_op.allow_spinning": "0"})
-    return open_session(ir.Model(graph, ir_version=8), settings=settings)
+    return open_session(ir.Model(graph, ir_version=8), settings=settings, arena=False)

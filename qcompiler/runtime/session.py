@@ -68,6 +68,7 @@ def open_session(
     threads: int | None = None,
     optimized_path: pathlib.Path | None = None,
     profile: pathlib.Path | None = None,
+    arena: bool = True,
     code: Code = Code.DOES_NOT_LOAD,
 ) -> ort.InferenceSession:
     """An ``onnxruntime.InferenceSession`` on the CPU provider.
@@ -81,6 +82,8 @@ def open_session(
             than 1.8 GB go to a second file beside it.
         profile: Turns the runtime's profiler on. The trace that it writes at ``end_profiling`` has
             a name that begins so; see :mod:`qcompiler.runtime.profile`.
+        arena: Keep memory between runs. Without it what a run took goes back at once: for large
+            results that come seldom.
         code: Code of the error, since only the caller knows whose model this is.
 
     Raises:
@@ -94,6 +97,7 @@ def open_session(
     options.graph_optimization_level = getattr(
         onnxruntime.GraphOptimizationLevel, _LEVELS[settings.level]
     )
+    options.enable_cpu_mem_arena = arena
     if threads is not None:
         options.intra_op_num_threads = threads
     for key, entry in settings.entries.items():
