@@ -46,13 +46,14 @@ def choose_under_budget(
         (np.ones(len(pairs)), ([rows[key] for key, _ in pairs], np.arange(len(pairs))))
     )
     # solvers have absolute tolerances: all numbers near 1
+    scale = budget or 1.0
     found = optimize.milp(
         loss / (loss.max() or 1.0),
         integrality=np.ones(len(pairs)),
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(ones, 1, 1),
-            optimize.LinearConstraint(cost[None] / (budget or 1.0), -np.inf, 1.0),
+            optimize.LinearConstraint(cost[None] / scale, -np.inf, budget / scale),
         ],
         options={"mip_rel_gap": 0.0},
     )

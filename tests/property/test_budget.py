@@ -2,7 +2,7 @@
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qcompiler.analysis.budget import choose_under_budget
@@ -15,6 +15,7 @@ tables = st.lists(
 )
 
 
+@example([{2: (0.0, 1.0), 3: (1.0, 0.0)}], 0.0)
 @given(tables, st.floats(0, 250).map(lambda x: round(x, 3)))
 @settings(max_examples=150, deadline=None)
 def test_no_other_choice_is_better(table, budget):
