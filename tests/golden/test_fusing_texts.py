@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from qcompiler.targets.schema import Form
@@ -12,6 +13,8 @@ from qcompiler_passes.float.fuse_rms_norm import FuseRmsNorm
 from qcompiler_passes.float.fuse_silu import FuseSilu
 from qcompiler_passes.float.merge_qkv import MergeQkv
 from qcompiler_passes.float.simplify_mask import SimplifyMask
+from qcompiler_passes.lower.fuse_skip_norm import FuseSkipNorm
+from qcompiler_passes.lower.tile_attention import TileAttention
 from rewriting import both, parse, state
 
 GELU = {
@@ -119,6 +122,11 @@ MASK = """g (int64[B,S] mask) => (float[B,1,S,S] y)
       i5 = Unsqueeze(i, last) j5 = Unsqueeze(j, last) index = Concat <axis = -1> (i5, j5)
       cond = Cast <to = 9> (mask) found = GatherND(cond, index) ok = And(always, found)
       y = Where(ok, keep, drop) }"""
+RESIDUAL = """g (float[B,S,4] x, float[B,S,4] r) => (float[B,S,4] y)
+    <float[4] gain = {1, 2, 3, 4}>
+    { s = Add(x, r) n = RMSNormalization <epsilon = 0.001> (s, gain) y = Mul(n, s) }"""
+LONG = """g (float[B,S,16] q, float[B,S,16] k, float[B,S,16] v) => (float[B,S,16] y)
+    { y = Attention <q_num_heads = 2, kv_num_heads = 2, scale = 0.5> (q, k, v) }"""
 QKV = """g (float[N,2] x) => (float[N,2] q, float[N,2] k, float[N,1] v)
     <float[2,2] wq = {1, 2, 3, 4}, float[2,2] wk = {5, 6, 7, 8}, float[2,1] wv = {9, 10},
      float[2] bq = {1, 2}, float[1] bv = {3}>
@@ -167,3 +175,14 @@ def test_merge_qkv(golden) -> None:
 
 def test_merge_qkv_is_off_by_default(golden) -> None:
     golden("merge_qkv/off", both(parse(QKV), MergeQkv()))
+
+
+def test_fuse_skip_norm(golden) -> None:
+    golden("fuse_skip_norm/residual", both(parse(RESIDUAL), FuseSkipNorm()))
+
+
+def test_tile_attention(golden) -> None:
+    given = state()
+    shape = (np.dtype(np.float32), (1, 1024, 16))
+    given.shapes = dict.fromkeys("qkv", shape)
+    golden("tile_attention/long", both(parse(LONG), TileAttention(), given=given))
