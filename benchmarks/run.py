@@ -15,7 +15,7 @@ from qcompiler.runtime.session import runtime_errors
 from qcompiler_models import REAL_MODELS, load_model
 from qcompiler_models.real import RealModel
 from suite import experiments, fidelity, latency
-from suite.contestants import CONTESTANTS, OURS, PEERS, Contestant, Maker
+from suite.contestants import CONTESTANTS, OURS, PEERS, Contestant, Maker, for_model
 from suite.jobs import JobError, plain
 from suite.machine import describe
 from suite.peers import no_peers, open_peers
@@ -35,9 +35,10 @@ def main() -> None:
     }
     results = Results(options.output, describe(options.threads, peers.versions), settings)
     maker = Maker(options.output, peers)
-    contestants = [CONTESTANTS[name] for name in ("float-ort", *options.ours, *options.peers)]
+    chosen = [CONTESTANTS[name] for name in ("float-ort", *options.ours, *options.peers)]
     for name in options.models:
         model = load_model(name)
+        contestants = for_model(model, chosen)
         if "compile" in options.only:
             _compile(model, contestants, maker, results)
             results.save()

@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from qcompiler_models.real import RealModel
 from suite.jobs import WORKERS, JobError, run_job, write_feeds
 from suite.peers import Peers
 
-__all__ = ["CONTESTANTS", "OURS", "PEERS", "Contestant", "Maker"]
+__all__ = ["CONTESTANTS", "OURS", "PEERS", "Contestant", "Maker", "for_model"]
 
 _TRANSFORMERS = frozenset({"minilm", "whisper-encoder", "whisper-decoder"})
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -67,6 +67,7 @@ OURS = (
     _ours("weight-int8"),
     _ours("weight-int4"),
     _ours("float"),
+    Contestant("own", "**qcompiler, the model's own recipe**", "ours", {"form": None}),
 )
 PEERS = (
     _ort("ort-dynamic", "ORT quantize_dynamic, per channel", "dynamic"),
@@ -89,6 +90,12 @@ CONTESTANTS: Mapping[str, Contestant] = MappingProxyType(
     {item.name: item for item in (FLOAT, *OURS, *PEERS)}
 )
 """All, by name; the first is the baseline."""
+
+
+def for_model(model: RealModel, chosen: Sequence[Contestant]) -> list[Contestant]:
+    """Those that take part: ``own`` only where it is not one of the built-in recipes."""
+    has_own = not isinstance(model.recipe, str)
+    return [item for item in chosen if item.name != "own" or has_own]
 
 
 class Maker:
@@ -126,10 +133,11 @@ class Maker:
         feeds = self._calibration(model)
         stamp = self._stamp(contestant, model)
         if contestant.kind == "ours":
-            recipe = contestant.options["recipe"]
+            recipe = contestant.options.get("recipe", model.recipe)
+            needs_data = isinstance(recipe, Mapping) or recipe not in _RECIPES_WITHOUT_DATA
             measured = run_job(pathlib.Path(sys.executable), "compile_ours.py", {
                 "model": str(model.onnx()), "output": str(made), **contestant.options,
-                "calibration": None if recipe in _RECIPES_WITHOUT_DATA else str(feeds),
+                "recipe": recipe, "calibration": str(feeds) if needs_data else None,
             })  # fmt: skip
         else:
             made.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +34,12 @@ class PpOcrRec(RealModel):
 
     name: ClassVar[str] = "ppocr-rec"
     description: ClassVar[str] = "PP-OCRv6 small, text recognition: convolutions and two attentions"
+    # Characters right beside float, mean of 18 sets of 160 lines: -0.10 points with biases by
+    # means of activations, +0.02 with biases as measured.
+    recipe: ClassVar[str | Mapping[str, Any]] = {
+        "base": "static-int8",
+        "correct_biases": "empirical",
+    }
     licence: ClassVar[str] = ppocr.LICENCE
     source: ClassVar[str] = ppocr.SOURCE
 

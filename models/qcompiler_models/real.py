@@ -28,14 +28,14 @@ class RealModel(abc.ABC):
         description: One sentence.
         licence: SPDX expression of the weights.
         source: The package the weights come from.
-        recipe: Name of the recipe to compile it with.
+        recipe: What to compile it with: the name of a recipe, or its keys.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     licence: ClassVar[str]
     source: ClassVar[str]
-    recipe: ClassVar[str] = "static-int8"
+    recipe: ClassVar[str | Mapping[str, Any]] = "static-int8"
 
     @abc.abstractmethod
     def onnx(self) -> pathlib.Path:

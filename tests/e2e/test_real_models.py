@@ -106,6 +106,13 @@ def test_ppocr_reads_as_many_characters_right_as_float(name: str) -> None:
     assert scores["character_accuracy"] >= scores["reference_character_accuracy"] - 0.003
 
 
+def test_rec_by_its_own_recipe_loses_no_tenth_of_a_point() -> None:
+    rec = real("ppocr-rec")
+    artifact = qcompile(rec.onnx(), TARGET, rec.recipe, rec.calibration(), check=False)
+    scores = rec.score(artifact.run)
+    assert scores["character_accuracy"] >= scores["reference_character_accuracy"] - 0.001
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", REAL_MODELS)
 def test_every_node_has_a_verdict_every_float_a_reason_every_kernel_is_seen(
