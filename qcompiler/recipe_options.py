@@ -246,6 +246,8 @@ class AutoRoundOptions(Strict):
     """How ``autoround`` learns; names and defaults are those of the auto-round package.
 
     Attributes:
+        scale_channels: Scale salient channels first, as ``awq`` does and by its options ``grid``,
+            ``duo_scaling`` and ``insert``; auto-round has no such thing.
         iters: Steps for each block.
         batch_size: Samples of one step.
         gradient_accumulate_steps: Batches whose gradients are added up before a step.
@@ -258,6 +260,7 @@ class AutoRoundOptions(Strict):
         not_use_best_mse: Keep the last step's weights rather than those of the lowest loss.
     """
 
+    scale_channels: bool = True
     iters: int = pydantic.Field(200, ge=0)
     batch_size: int = pydantic.Field(8, ge=1)
     gradient_accumulate_steps: int = pydantic.Field(1, ge=1)

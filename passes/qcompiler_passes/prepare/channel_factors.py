@@ -14,6 +14,7 @@ from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.provenance import module_of
 from qcompiler.pipeline.contract import Feed, Pass, PassResult, Phase, State
 from qcompiler.plan import Plan
+from qcompiler.recipe import Recipe
 from qcompiler.stages.cut import groups_of
 from qcompiler_passes.prepare.smoothing_groups import Group, apply_factors, group_of
 from qcompiler_passes.prepare.trial_plan import trial_plan
@@ -23,10 +24,18 @@ __all__ = ["ChannelFactors", "FactorPass", "has_place"]
 
 
 class FactorPass(Pass):
-    """Finds factors for input channels where a trial of the plan gives layers to ``algorithm``."""
+    """Finds factors for input channels where a trial of the plan gives layers to ``algorithm``.
+
+    Attributes:
+        algorithm: Whose part of the work this is.
+    """
 
     phase: ClassVar[Phase] = Phase.PREPARE
     algorithm: ClassVar[str]
+
+    def serves(self, recipe: Recipe) -> frozenset[str]:
+        """The algorithms whose layers get factors."""
+        return frozenset({self.algorithm})
 
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Edit the graph.
@@ -36,16 +45,18 @@ class FactorPass(Pass):
         """
         recipe = state.recipe
         named = {recipe.weights.algorithm, *(rule.algorithm for rule in recipe.rules)}
-        if self.algorithm not in named:
+        served = self.serves(recipe)
+        if not served & named:
             return PassResult(modified=False)
         plan = state.plan or trial_plan(model, state)
-        layers = staged_layers(model.graph, plan, {self.algorithm})
+        layers = staged_layers(model.graph, plan, served)
         if not layers:
             return PassResult(modified=False)
         feeds = CountedFeeds(digested_feeds(state)[0])
         factors = ChannelFactors(model, state, plan, layers)
         self.find(factors, feeds)
-        return PassResult(factors.modified, (*factors.said, *feeds.too_few(self.algorithm)))
+        few = feeds.too_few(self.algorithm) if self.algorithm in named else ()
+        return PassResult(factors.modified, (*factors.said, *few))
 
     @abc.abstractmethod
     def find(self, factors: ChannelFactors, feeds: Iterable[Feed]) -> None:

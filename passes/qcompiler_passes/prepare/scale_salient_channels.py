@@ -13,6 +13,7 @@ from qcompiler.algorithms.awq import AwqOptions, AwqScales, diagonal_blocks, fin
 from qcompiler.algorithms.second_moment import SecondMoment
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
+from qcompiler.recipe import Recipe
 from qcompiler.stages.cut import LayerGroup, Site, groups_of
 from qcompiler.stages.walk import Observer, walk
 from qcompiler_passes.prepare.channel_factors import ChannelFactors, FactorPass, has_place
@@ -23,11 +24,12 @@ __all__ = ["ScaleSalientChannels"]
 
 @dataclasses.dataclass(frozen=True)
 class ScaleSalientChannels(FactorPass):
-    """Multiply rows of the weights that AWQ rounds, and divide what they read.
+    """Multiply rows of the weights that AWQ or AutoRound rounds, and divide what they read.
 
     A trial of the plan tells which weights those are. The float graph runs once, in stages, on all
     of the calibration data; the factors of each group of layers are searched when its stage is
     done. What ``clip-by-outputs`` will need of the data is kept, group by group of the weights.
+    AutoRound learns behind its factors (``autoround.scale_channels``).
 
     Given, with factors s::
 
@@ -43,6 +45,11 @@ class ScaleSalientChannels(FactorPass):
 
     name: ClassVar[str] = "scale-salient-channels"
     algorithm: ClassVar[str] = "awq"
+
+    def serves(self, recipe: Recipe) -> frozenset[str]:
+        """AutoRound's as well, if the recipe says so."""
+        learned = {"autoround"} if recipe.autoround.scale_channels else set()
+        return frozenset({self.algorithm} | learned)
 
     def find(self, factors: ChannelFactors, feeds: Iterable[Feed]) -> None:
         """Fill ``state.moments`` besides.

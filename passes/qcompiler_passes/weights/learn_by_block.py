@@ -179,7 +179,9 @@ class _Learner:
                 specs[value] = weight_spec(node, plan)
             elif site in weights:
                 lifted.quantize_weight(value, weights[site])
-        chosen = self.options.model_dump(exclude={"nblocks", "enable_quanted_input"})
+        chosen = self.options.model_dump(
+            exclude={"scale_channels", "nblocks", "enable_quanted_input"}
+        )
         result = autoround(
             lifted,
             specs,

@@ -57,6 +57,17 @@ def test_blocks_may_learn_together_on_float_inputs():
     assert len(told) == 1
 
 
+def test_salient_channels_are_scaled_before_learning_if_asked():
+    codes = {Code.SALIENT_SCALED, Code.SALIENT_KEPT}
+    for asked in (True, False):
+        artifact = compiled(scale_channels=asked, iters=5)
+        said = {d.where for d in artifact.report.diagnostics if d.code in codes}
+        layers = {n.node for n in artifact.plan.nodes.values() if n.algorithm == "autoround"}
+        assert bool(said) == asked
+        assert layers
+        assert error_of(artifact) < error_of(compiled("rtn"))
+
+
 def test_it_needs_data():
     with pytest.raises(QcError, match="QC410"):
         compiled(feeds=None)
