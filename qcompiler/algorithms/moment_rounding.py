@@ -17,8 +17,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.products import small_product
 from qcompiler.numerics.qtensor import QTensor
+from qcompiler.runtime.products import small_product
 
 __all__ = ["output_error", "round_by_moment"]
 

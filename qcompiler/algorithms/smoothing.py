@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from qcompiler.numerics.affine import range_to_params
 from qcompiler.numerics.extremes import Extremes
-from qcompiler.numerics.products import small_product
+from qcompiler.runtime.products import small_product
 from qcompiler.schemes import Granularity, QSpec
 
 __all__ = ["Candidate", "SmoothingTrial", "factors", "levels"]

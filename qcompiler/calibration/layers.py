@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompiler.calibration.moments import LARGEST, PatchMoment
 from qcompiler.ir.edit import constant
-from qcompiler.numerics.products import small_product
+from qcompiler.runtime.products import small_product
 
 __all__ = ["Layer", "channel_axis", "judging", "layers_reading", "patch_moment", "sketch"]
 

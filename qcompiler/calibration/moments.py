@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.products import small_product
+from qcompiler.runtime.products import small_product
 
 __all__ = ["LARGEST", "PatchMoment"]
 

@@ -25,7 +25,7 @@ from qcompiler.calibration.layers import Layer, sketch
 from qcompiler.calibration.rows import Channels
 from qcompiler.numerics.affine import range_to_params, round_trip
 from qcompiler.numerics.magnitude import unit_of
-from qcompiler.numerics.products import small_product
+from qcompiler.runtime.products import small_product
 from qcompiler.schemes import QSpec
 
 __all__ = ["Candidate", "Judge", "candidates", "search"]

@@ -17,7 +17,7 @@ def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     """``function`` of each item, in the items' order.
 
     Threads are enough: numpy works outside the interpreter lock. What they call should leave other
-    cores alone (:func:`~qcompiler.numerics.products.small_product`).
+    cores alone (:func:`~qcompiler.runtime.products.small_product`).
 
     Raises:
         Whatever ``function`` raises, for the first item in order that fails.

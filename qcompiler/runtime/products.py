@@ -1,4 +1,4 @@
-"""Large float32 products by the runtime's own kernels."""
+"""Products of float32 matrices by the runtime's own kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qcompiler.runtime.settings import SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["product"]
+__all__ = ["product", "small_product"]
 
 _Floats = npt.NDArray[np.float32]
 
@@ -33,16 +33,29 @@ def product(left: _Floats, right: _Floats) -> _Floats:
     """
     if left.size * right.shape[1] < _UNTHREADED:
         return left @ right
+    return _product(left, right, None)
+
+
+def small_product(left: _Floats, right: _Floats) -> _Floats:
+    """As :func:`product`, on the calling thread alone.
+
+    For many products of one step each (:func:`~qcompiler.numerics.parallel.on_all_cores`): waiting
+    for a thread that is not running costs ten times the arithmetic.
+    """
+    return _product(left, right, 1)
+
+
+def _product(left: _Floats, right: _Floats, threads: int | None) -> _Floats:
     turned = tuple(x.strides[0] < x.strides[1] for x in (left, right))
     feed = {
         name: x.T if flipped else x
         for name, x, flipped in zip(("left", "right"), (left, right), turned, strict=True)
     }
-    return run(_session(*turned), feed)["product"]
+    return run(_session(*turned, threads), feed)["product"]
 
 
 @functools.cache
-def _session(left_turned: bool, right_turned: bool) -> ort.InferenceSession:
+def _session(left_turned: bool, right_turned: bool, threads: int | None) -> ort.InferenceSession:
     left, right = (
         ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([None, None]))
         for name in ("left", "right")
@@ -53,4 +66,5 @@ def _session(left_turned: bool, right_turned: bool) -> ort.InferenceSession:
     found.name, found.type = "product", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([left, right], [found], nodes=[node], opset_imports={"": 17}, name="products")
     settings = SessionSettings("all", {"session.intra_op.allow_spinning": "0"})
-    return open_session(ir.Model(graph, ir_version=8), settings=settings, arena=False)
+    model = ir.Model(graph, ir_version=8)
+    return open_session(model, settings=settings, threads=threads, arena=False)
