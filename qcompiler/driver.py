@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompiler.ahead import Ahead
 from qcompiler.arguments import (
     check_metric,
     check_threads,
@@ -146,33 +147,41 @@ def qcompile(
         else resolve_passes(recipe)
     )
     folder = None if dump is None else pathlib.Path(dump)
-    tuned = _tuned(reference, state, passes, clock, opened.quantized)
-    layers: tuple[Mapping[str, Any], ...] = ()
-    if is_wanted(recipe) and not opened.quantized:
-        compiled, timings, state, layers = _by_sensitivity(
-            reference, state, passes, clock, check, folder, metric
-        )
-    else:
-        compiled, timings = _lower(reference, state, passes, clock, check, folder)
-        if is_wanted(recipe):
-            state.diagnostics.append(_not_searched(opened.source))
-    state.diagnostics.extend((*opened.diagnostics, *tuned.diagnostics))
-    checked = Checked()
-    if recipe.verify.enabled:
-        if not samples and state.sample is not None:
-            samples = [state.sample]
-        with clock("verify"):
-            checked = check_artifact(
-                reference, compiled, state, samples, threads=threads, source=file
+    with Ahead(reference, file, state, threads) as ahead:
+        tuned = _tuned(reference, state, passes, clock, opened.quantized)
+        layers: tuple[Mapping[str, Any], ...] = ()
+        if is_wanted(recipe) and not opened.quantized:
+            compiled, timings, state, layers = _by_sensitivity(
+                reference, state, passes, clock, check, folder, metric
             )
-        slower = checked.slower_than(recipe.verify.max_slowdown)
-        may_drop = given is None and not recipe.force  # what the user spelled out stays
-        if slower and recipe.verify.guard and may_drop and is_quantized(state.plan):
-            with clock("fall back to float"):
-                passes = ()
-                compiled, state, checked = fall_back(
-                    reference, state, checked, samples, threads, file, opened.quantized
+        else:
+            compiled, timings = _lower(reference, state, passes, clock, check, folder)
+            if is_wanted(recipe):
+                state.diagnostics.append(_not_searched(opened.source))
+        state.diagnostics.extend((*opened.diagnostics, *tuned.diagnostics))
+        checked = Checked()
+        if recipe.verify.enabled:
+            if not samples and state.sample is not None:
+                samples = [state.sample]
+            with clock("verify"):
+                checked = check_artifact(
+                    reference,
+                    compiled,
+                    state,
+                    samples,
+                    threads=threads,
+                    source=file,
+                    opening=ahead.session,
                 )
+            slower = checked.slower_than(recipe.verify.max_slowdown)
+            may_drop = given is None and not recipe.force  # what the user spelled out stays
+            if slower and recipe.verify.guard and may_drop and is_quantized(state.plan):
+                with clock("fall back to float"):
+                    passes = ()
+                    compiled, state, checked = fall_back(
+                        reference, state, checked, samples, threads, file, opened.quantized
+                    )
+        digest = ahead.digest()
     refuse_wrong(checked)
     final = complete_plan(reference, state)
     sizes = {"float_bytes": model_bytes(reference), "artifact_bytes": model_bytes(compiled)}
@@ -189,7 +198,7 @@ def qcompile(
     if strict and report.errors:
         first = report.errors[0]
         raise QcError(first.code, first.where, first.message, first.hint, **first.values)
-    manifest = make_manifest(reference, state, passes)
+    manifest = make_manifest(digest, state, passes)
     companions = opened.companions(state.session, encoder.settings if encoder else None)
     artifact = Artifact(compiled, final, report, state.session, manifest, companions, encoder)
     if recipe.verify.layers and samples and not opened.quantized:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qcompiler.frontends.opened import Opened
     from qcompiler.verify.check import Checked
 
-__all__ = ["assemble_report", "complete_plan", "make_manifest"]
+__all__ = ["assemble_report", "complete_plan", "make_manifest", "model_digest"]
 
 
 def complete_plan(reference: ir.Model, state: State) -> Plan:
@@ -78,11 +78,16 @@ def assemble_report(
     )
 
 
-def make_manifest(reference: ir.Model, state: State, passes: Sequence[Pass]) -> dict[str, Any]:
+def model_digest(model: ir.Model) -> str:
+    """SHA-256 of the model's text, which holds the digests of its weights."""
+    return hashlib.sha256(model_text(model).encode()).hexdigest()
+
+
+def make_manifest(digest: str, state: State, passes: Sequence[Pass]) -> dict[str, Any]:
     """What identifies the compile: hashes, target, recipe, pipeline, seed, versions."""
     return {
         "producer": f"qcompiler {_version('qcompiler-onnx')}",
-        "model": hashlib.sha256(model_text(reference).encode()).hexdigest(),
+        "model": digest,
         "target": state.target.name,
         "form": state.form.value,
         "recipe": state.recipe.model_dump(mode="json"),

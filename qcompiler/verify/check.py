@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,15 @@ from qcompiler.plan import Plan, Verdict
 from qcompiler.runtime.kv_cache import cache_in_floats
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.scratch import Scratch
+from qcompiler.targets.schema import Target
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
+from qcompiler.verify.float_session import FloatSession, file_of
 from qcompiler.verify.kernels import Proof, prove
 
 if TYPE_CHECKING:
     from qcompiler.runtime.profile import Profiler
 
-__all__ = ["Checked", "check_artifact", "difference", "refuse_wrong"]
+__all__ = ["Checked", "check_artifact", "difference", "host_fits", "refuse_wrong"]
 
 _LATENCY_SECONDS = 0.5  # enough for ~10 pairs of a 30 ms model; longer only delays the compile
 _SECOND_LOOK_SECONDS = 3.0
@@ -67,6 +68,7 @@ def check_artifact(
     *,
     threads: int | None = None,
     source: str = "",
+    opening: FloatSession | None = None,
 ) -> Checked:
     """Run every check that this host can do.
 
@@ -77,6 +79,8 @@ def check_artifact(
         samples: Feeds to compare on; the first is also timed.
         threads: Intra-op threads; None is the runtime's default.
         source: Path of the float model when it is an ONNX file (saves serializing it).
+        opening: Its session, when it opens already; with the profiler on if the host fits the
+            target. To be used once.
 
     Raises:
         QcError: QC606 the runtime refuses the artifact, QC607 the float model does not run.
@@ -89,40 +93,34 @@ def check_artifact(
     from qcompiler.runtime.profile import Profiler
     from qcompiler.runtime.session import open_session
 
-    path = pathlib.Path(source)
-    given: ir.Model | pathlib.Path = reference
-    if path.suffix == ".onnx" and path.is_file():
-        given = path
-    if custom := custom_operators(reference):
-        try:
-            open_session(given, threads=threads)
-        except QcError as error:
-            said = f"the runtime does not know {', '.join(custom[:5])}: {error.diagnostic.message}"
-            return Checked(diagnostics=(_not_verified(said),))
-    host_fits = _host_fits(state)
+    fits = host_fits(state.target)
     plan = state.plan
-    provable = host_fits and plan is not None and _is_quantized(plan)
-    with Scratch() as folder:
-        optimized = pathlib.Path(folder, "optimized.onnx") if provable else None
-        with concurrent.futures.ThreadPoolExecutor(1) as beside:  # each loads on one core
-            opening = beside.submit(
-                open_session,
-                given,
-                threads=threads,
-                profile=pathlib.Path(folder, "float") if host_fits else None,
-                code=Code.FLOAT_MODEL_FAILS,
-            )
-            session = open_session(
-                candidate,
-                settings=state.session,
-                threads=threads,
-                optimized_path=optimized,
-                profile=pathlib.Path(folder, "artifact") if host_fits else None,
-            )
-            proof = None
-            if plan is not None and optimized is not None:
-                proof = prove(plan, state.target, read_optimized(optimized), _standing(candidate))
-            float_session = opening.result()
+    provable = fits and plan is not None and _is_quantized(plan)
+    with contextlib.ExitStack() as held:
+        if opening is None:  # beside the other: each loads on one core
+            given = file_of(source) or reference
+            opening = FloatSession(given, threads=threads, profiled=fits)
+            held.callback(opening.close)
+        if custom := custom_operators(reference):
+            try:
+                opening.get()
+            except QcError as error:
+                said = f"the runtime does not know {', '.join(custom[:5])}"
+                said = f"{said}: {error.diagnostic.message}"
+                return Checked(diagnostics=(_not_verified(said),))
+        folder = held.enter_context(Scratch())
+        optimized = folder / "optimized.onnx" if provable else None
+        session = open_session(
+            candidate,
+            settings=state.session,
+            threads=threads,
+            optimized_path=optimized,
+            profile=folder / "artifact" if fits else None,
+        )
+        proof = None
+        if plan is not None and optimized is not None:
+            proof = prove(plan, state.target, read_optimized(optimized), _standing(candidate))
+        float_session = opening.get()
         before, after = Profiler(float_session), Profiler(session)
         fidelity = compare_outputs(
             lambda feed: before.run(feed, code=Code.FLOAT_MODEL_FAILS),
@@ -130,9 +128,9 @@ def check_artifact(
             samples,
             Padding.of(reference, state.recipe.calibration.mask),
         )
-        profile = _profile(before, after, state) if host_fits else {}
+        profile = _profile(before, after, state) if fits else {}
     diagnostics = judge(fidelity, state.recipe.verify)
-    if not host_fits:
+    if not fits:
         diagnostics.append(
             _not_verified(
                 f"target {state.target.name} is not this host: kernels and speed unproven"
@@ -141,7 +139,7 @@ def check_artifact(
     if proof is not None:
         diagnostics.extend(proof.diagnostics())
     latency: Mapping[str, Any] = {}
-    if host_fits:
+    if fits:
         latency = _seen_latency(before, after, samples) or _latency(
             float_session, session, samples[0], _LATENCY_SECONDS, until_clear=True
         )
@@ -255,10 +253,11 @@ def _standing(model: ir.Model) -> dict[str, list[str]]:
     return found
 
 
-def _host_fits(state: State) -> bool:
+def host_fits(target: Target) -> bool:
+    """Whether kernels and speed of the target can be seen on this machine."""
     from qcompiler.targets.registry import host_flags
 
-    return state.target.runtime == "onnxruntime" and set(state.target.isa) <= host_flags()
+    return target.runtime == "onnxruntime" and set(target.isa) <= host_flags()
 
 
 def _runs_standard_onnx(model: ir.Model) -> bool:
