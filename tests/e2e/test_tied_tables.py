@@ -56,8 +56,9 @@ def test_one_table_of_few_bits_serves_both(tmp_path: pathlib.Path, use: str) -> 
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
-def test_what_stays_in_float_is_stored_once(tmp_path: pathlib.Path) -> None:
-    rules = [{"match": name, "bits": 8, "scheme": "float"} for name in ("y", "e")]
+@pytest.mark.parametrize("names", [("y", "e"), ("y",)])
+def test_what_stays_in_float_is_stored_once(tmp_path: pathlib.Path, names: tuple[str, ...]) -> None:
+    rules = [{"match": name, "bits": 8, "scheme": "float"} for name in names]
     artifact = compiled(tmp_path, "matmul", rules=rules)
     assert sorted(map(op_name, artifact.model.graph)) == ["Gather", "MatMul", "Tanh", "Transpose"]
     assert size(tmp_path) < TABLE.nbytes * 1.05

@@ -341,6 +341,10 @@ def test_a_small_table_and_an_unwanted_one_stay_float() -> None:
     model = graph("[look] y = Gather(T, x)", TABLE)
     assert codes(planned(model, {"embeddings": False}).plan) == {"look": Code.NOT_SELECTED}
     assert codes(planned(model, "float").plan) == {"look": Code.NOT_SELECTED}
+    weights = {"base": "weight-int4", "embeddings": False}
+    assert codes(planned(model, weights).plan) == {"look": Code.NOT_SELECTED}
+    asked = {**weights, "rules": [{"match": "look", "scheme": "weight"}]}
+    assert kernels(planned(model, asked).plan) == {"look": "gather-weight"}
 
 
 def test_a_table_that_something_else_reads_stays_float() -> None:

@@ -125,7 +125,7 @@ class Rows:
             target: Whose rows.
             form: The output form.
             shapes: What was observed.
-            embeddings: Allow int8 tables without being asked.
+            embeddings: Allow tables of few bits without a rule that asks for them.
             activations: Type of static activations, by its name in a recipe.
             granularity: Of weights, ``auto`` as the row has it.
         """
@@ -179,6 +179,8 @@ class Rows:
             if wish.kernel == row.id:
                 return self._other_activation(row)
             return Refusal(Code.NOT_SELECTED, f"the recipe asks for {wish.kernel}")
+        if row.op == "Gather" and not self.embeddings and not wish.is_demand:
+            return Refusal(Code.NOT_SELECTED, "the recipe keeps tables in float (embeddings)")
         by_default = row.op == "Gather" and self.embeddings and bool(wish.schemes)
         if row.scheme not in wish.schemes and not (by_default and not wish.is_demand):
             return Refusal(

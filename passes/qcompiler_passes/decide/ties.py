@@ -1,4 +1,7 @@
-"""Embedding tables that are the output layer's weight, transposed: both get one form."""
+"""Embedding tables that are the output layer's weight, transposed: both get one form.
+
+A table of few bits beside the same numbers in float would make the model larger.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,6 @@ def follow_ties(graph: ir.Graph, wishes: Mapping[str, Wish]) -> dict[str, Wish]:
             continue
         product = product_of_table(node)
         other = wishes.get(str(product.name)) if product is not None else None
-        if other is not None and Scheme.WEIGHT in other.schemes:
+        if other is not None and (Scheme.WEIGHT in other.schemes or not other.schemes):
             found[str(node.name)] = dataclasses.replace(other, kernel="", rule=None, tied=True)
     return found

@@ -70,7 +70,8 @@ class Adoption:
 
     def run(self) -> bool:
         """Stamp all sites; whether anything was edited (a stamp is no edit)."""
-        rows = Rows(self.state.target, self.state.form, self.fitting.shapes, embeddings=False)
+        tables = Scheme.WEIGHT in self.state.recipe.schemes
+        rows = Rows(self.state.target, self.state.form, self.fitting.shapes, embeddings=tables)
         signs = Signs(self.graph)
         if rows.activation is not None:
             self._edited |= signs.unify_activations(rows.activation.dtype)
