@@ -9,6 +9,7 @@ the encoder. The same inputs give the same ``model.onnx``, ``plan.json`` and
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Artifact", "check_place", "model_bytes"]
 
 MODEL, PLAN, REPORT, MANIFEST = "model.onnx", "plan.json", "report.json", "manifest.json"
+_DATA = f"{MODEL}.data"
 _FORMAT = 1
 _INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself
 
@@ -138,21 +140,18 @@ class Artifact:
         return final
 
     def _write(self, folder: pathlib.Path) -> None:
-        if model_bytes(self.model) > _INLINE_LIMIT:
-            ir.save(self.model, folder / MODEL, external_data=f"{MODEL}.data")
-        else:
-            (folder / MODEL).write_bytes(
-                ir.to_proto(self.model).SerializeToString(deterministic=True)
-            )
-        for name, content in self.companions.items():
-            (folder / name).write_bytes(content)
-        _write_json(folder / PLAN, self.plan.to_dict())
-        _write_json(folder / REPORT, self.report.to_dict())
         from qcompiler.report.page import PAGE, write_page  # only who saves needs the templates
 
-        write_page(self.report, self.plan, folder / PAGE)
-        changing = (REPORT, PAGE)
-        files = {p.name: _digest(p) for p in sorted(folder.iterdir()) if p.name not in changing}
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:  # the report takes as long
+            writing = beside.submit(self._write_model, folder)
+            for name, content in self.companions.items():
+                (folder / name).write_bytes(content)
+            _write_json(folder / PLAN, self.plan.to_dict())
+            _write_json(folder / REPORT, self.report.to_dict())
+            write_page(self.report, self.plan, folder / PAGE)
+            digests = writing.result()
+        digests.update((name, _digest(folder / name)) for name in (*self.companions, PLAN))
+        files = dict(sorted(digests.items()))
         if self.encoder is not None:
             inside = folder / ENCODER
             inside.mkdir()
@@ -166,6 +165,16 @@ class Artifact:
             "files": files,
         }
         _write_json(folder / MANIFEST, manifest)
+
+    def _write_model(self, folder: pathlib.Path) -> dict[str, str]:
+        """Digests of the files by name."""
+        large = model_bytes(self.model) > _INLINE_LIMIT
+        if large:
+            ir.save(self.model, folder / MODEL, external_data=_DATA)
+        else:
+            proto = ir.to_proto(self.model)
+            (folder / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
+        return {name: _digest(folder / name) for name in (MODEL, *((_DATA,) if large else ()))}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, check: bool = True) -> Artifact:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.affine import range_to_params
+from qcompiler.numerics.affine import clip_codes, range_to_params
 from qcompiler.numerics.extremes import Extremes
 from qcompiler.runtime.products import small_product
 from qcompiler.schemes import Granularity, QSpec
@@ -224,8 +224,11 @@ class SmoothingTrial:
             return known, self._widening(of_others)
         least = np.inf, 0.0
         for shrink in _SHRINKS:
+            unseen = self._clipping(of_others, shrink)
+            if unseen > 1.1 * sum(least):  # known without rounding
+                break
             seen = self._rounded(rows, sketch, np.asarray(lo * shrink), np.asarray(hi * shrink))
-            errors = seen, self._clipping(of_others, shrink)
+            errors = seen, unseen
             if sum(errors) > 1.1 * sum(least):
                 break
             least = min(least, errors, key=sum)
@@ -260,7 +263,7 @@ class SmoothingTrial:
         scale, zero_point = range_to_params(np.minimum(lo, 0.0), np.maximum(hi, 0.0), spec)
         steps = rows / scale
         error = np.rint(steps)
-        np.clip(error, spec.qmin - zero_point, spec.qmax - zero_point, out=error, casting="unsafe")
+        clip_codes(error, zero_point, spec)
         error -= steps
         products = small_product(error, sketch) * scale
         return float(np.square(products, dtype=np.float64).sum())

@@ -24,6 +24,7 @@ from qcompiler.calibration.summary import TensorSummary
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import remove_dead
 from qcompiler.ir.provenance import module_of, origins
+from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.pipeline.contract import Feed, TensorRange
 from qcompiler.recipe import CalibrationOptions
 from qcompiler.runtime.session import open_session, run
@@ -249,9 +250,10 @@ def collect(
     for feed in feeds:
         arrays = run(session, feed, tapped) if session is not None else {}
         keep = padding.keep(feed)
-        for name in names:
-            array = arrays.pop(name) if name in arrays else feed[name]
-            _take_in(statistics, name, array, keep if masked[name] else None, options)
+        arrays.update((name, feed[name]) for name in names if name not in arrays)
+        _take_in(
+            statistics, arrays, {name: keep if masked[name] else None for name in names}, options
+        )
         statistics.feeds += 1
         statistics.samples += _samples(feed)
         if progress is not None:
@@ -264,27 +266,31 @@ def collect(
 
 def _take_in(
     statistics: Statistics,
-    name: str,
-    array: npt.NDArray[Any],
-    keep: npt.NDArray[np.bool_] | None,
+    arrays: dict[str, npt.NDArray[Any]],
+    keep: Mapping[str, npt.NDArray[np.bool_] | None],
     options: CalibrationOptions,
 ) -> None:
-    x = array.astype(np.float32, copy=False)
-    if keep is not None:
-        x = Padding.cut(x, keep)
-    summary = statistics.summaries.get(name)
-    if summary is None:
-        summary = TensorSummary.start(name, x, statistics.layers[name], options.momentum)
-        statistics.summaries[name] = summary
-    summary.update(x)
-    if summary.histogram.nans:
-        raise QcError(
-            Code.NOT_FINITE,
-            statistics.labels[name],
-            f"the float model gives NaN here on feed {statistics.feeds}",
-            "check the model on this feed; a layer that overflows cannot be quantized",
-            index=statistics.feeds,
-        )
+    """Summarise the values of one feed, which are dropped on the way; ``keep`` are rows by name."""
+
+    def take(name: str) -> TensorSummary:
+        x = arrays.pop(name).astype(np.float32, copy=False)
+        if (rows := keep[name]) is not None:
+            x = Padding.cut(x, rows)
+        summary = statistics.summaries.get(name)
+        if summary is None:
+            summary = TensorSummary.start(name, x, statistics.layers[name], options.momentum)
+        summary.update(x)
+        if summary.histogram.nans:
+            raise QcError(
+                Code.NOT_FINITE,
+                statistics.labels[name],
+                f"the float model gives NaN here on feed {statistics.feeds}",
+                "check the model on this feed; a layer that overflows cannot be quantized",
+                index=statistics.feeds,
+            )
+        return summary
+
+    statistics.summaries.update(zip(keep, on_all_cores(take, keep), strict=True))
 
 
 def _values(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx
 import onnx_ir as ir
 
 __all__ = [
@@ -20,7 +21,7 @@ _STANDARD = ("", "ai.onnx")
 _KNOWN = frozenset({*_STANDARD, "ai.onnx.ml", "com.microsoft"})  # what onnxruntime has built in
 
 
-def op_name(node: ir.Node) -> str:
+def op_name(node: ir.Node | onnx.NodeProto) -> str:
     """``MatMul`` for the standard domain, ``com.microsoft:Gelu`` for others."""
     return node.op_type if node.domain in _STANDARD else f"{node.domain}:{node.op_type}"
 

@@ -20,6 +20,7 @@ __all__ = [
     "Array",
     "IntArray",
     "affine_params",
+    "clip_codes",
     "dequantize",
     "quantize",
     "quantize_as",
@@ -101,9 +102,18 @@ def round_trip(x: Array, scale: Array, zero_point: IntArray, spec: QSpec) -> Arr
         steps = round_float8(x / scale, spec.dtype)
     else:
         steps = np.rint(x / scale)
-        np.clip(steps, spec.qmin - zero_point, spec.qmax - zero_point, out=steps)
+        clip_codes(steps, zero_point, spec)
     steps *= scale
     return steps
+
+
+def clip_codes(steps: Array, zero_point: IntArray, spec: QSpec) -> None:
+    """Clip whole numbers, counted from the zero point, to those that have a code; in place.
+
+    The bounds take the type of ``steps``: integers would have numpy compare in float64.
+    """
+    lo, hi = ((end - zero_point).astype(steps.dtype) for end in (spec.qmin, spec.qmax))
+    np.clip(steps, lo, hi, out=steps)
 
 
 def dequantize(q: npt.NDArray[Any], scale: Array, zero_point: IntArray) -> Array:

@@ -6,10 +6,12 @@ import dataclasses
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
+import onnx
 import onnx_ir as ir
 
-from qcompiler.ir.walk import all_nodes, op_name
+from qcompiler.ir.walk import op_name
 from qcompiler.runtime.session import open_session
 from qcompiler.runtime.settings import SessionSettings
 
@@ -52,13 +54,15 @@ def optimized_graph(
 
 
 def read_optimized(path: pathlib.Path) -> tuple[SeenNode, ...]:
-    """The nodes of the graph that a session wrote to its ``optimized_path``, in order."""
-    return tuple(
-        SeenNode(
-            node.name or "",
-            op_name(node),
-            tuple("" if value is None else value.name or "" for value in node.inputs),
-            tuple(value.name or "" for value in node.outputs),
-        )
-        for node in all_nodes(ir.load(path))
-    )
+    """The nodes of the graph that a session wrote to its ``optimized_path``, bodies last."""
+    return tuple(_seen(onnx.load(path, load_external_data=False).graph))
+
+
+def _seen(graph: onnx.GraphProto) -> Iterator[SeenNode]:
+    # not by onnx_ir, which builds a graph of all that is read here once
+    for node in graph.node:
+        yield SeenNode(node.name, op_name(node), tuple(node.input), tuple(node.output))
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _seen(body)

@@ -23,14 +23,14 @@ from qcompiler.runtime.settings import SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["inferred_shapes", "observe"]
+__all__ = ["inferred_shapes", "observe", "weightless"]
 
 Observed = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
 
 # Basic folds shape arithmetic, which makes inference complete, and fuses nothing that has a use;
 # weights used once are not worth repacking.
 _PLAIN = SessionSettings("basic", {"session.disable_prepacking": "1"})
-_WEIGHT, _LARGE = 1 << 20, 1 << 28  # bytes of a weight, and of all weights of a large model
+_WEIGHT, _LARGE = 1 << 20, 1 << 24  # bytes of a weight, and of all that are worth a copy
 _TENSOR = re.compile(r"tensor\((?P<element>\w+)\)")
 _NAMES = {
     "float": ir.DataType.FLOAT,
@@ -59,7 +59,7 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
     """
     found = _constants(model)
     found.update((name, (array.dtype, array.shape)) for name, array in feed.items())
-    model, feed = _weightless(model, feed)
+    model, feed = weightless(model, feed)
     open_: dict[str, np.dtype[np.generic]] = {}
     for name, dtype, inferred in _infer(model, feed):
         if inferred is None:
@@ -74,10 +74,11 @@ def observe(model: ir.Model, feed: Feed) -> Observed:
     return found
 
 
-def _weightless(model: ir.Model, feed: Feed) -> tuple[ir.Model, Feed]:
-    """A large model without its weights: they become inputs, fed with zeros.
+def weightless(model: ir.Model, feed: Feed) -> tuple[ir.Model, Feed]:
+    """The model without its large weights, if it has many: they become inputs, fed with zeros.
 
-    No shape hangs on them, and zeros that nobody writes take no memory.
+    A session copies weights. No shape hangs on large ones, and zeros that nobody writes take no
+    memory.
     """
     weights = {
         name: tensor

@@ -81,7 +81,7 @@ def test_a_large_model_is_observed_without_its_weights(
     wanted = observe(model, feed)
     monkeypatch.setattr(module, "_WEIGHT", 64)
     monkeypatch.setattr(module, "_LARGE", 1)
-    _, fed = module._weightless(model, feed)
+    _, fed = module.weightless(model, feed)
     assert len(fed) > len(feed)
     before = model_text(model)
     assert observe(model, feed) == wanted

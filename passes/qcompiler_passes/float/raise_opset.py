@@ -11,6 +11,7 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import collect_names
 from qcompiler.ir.walk import all_graphs, all_nodes
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
+from qcompiler.runtime.observe import weightless
 from qcompiler.runtime.session import open_session
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler_passes.float.opset_adapters import ADAPTERS, misfit, since
@@ -105,7 +106,7 @@ def _convert(model: ir.Model, opset: int, wanted: int) -> str | None:
 
 def _refused(model: ir.Model) -> str | None:
     try:
-        open_session(model, settings=_CHECK, threads=1)
+        open_session(weightless(model, {})[0], settings=_CHECK, threads=1)
     except QcError as error:
         return error.diagnostic.message
     return None

@@ -153,8 +153,10 @@ def _try(trial: SmoothingTrial | None, options: SmoothingOptions) -> Tried:
     worse = np.inf if options.criterion == "block" else _WORSE  # blocks compare all with all
     tried = [trial.without()]
     tried += _until_worse(trial.exponent, sorted(options.grid, reverse=True), worse)
-    if trial.level(_PROBED).loss <= worse * min(tried, key=_loss).loss:
-        tried += _until_worse(trial.level, _QUANTILES, worse)
+    probed = trial.level(_PROBED)
+    if probed.loss <= worse * min(tried, key=_loss).loss:
+        level = {_PROBED: probed}
+        tried += _until_worse(lambda q: level.get(q) or trial.level(q), _QUANTILES, worse)
     best = min(tried, key=_loss).alpha
     if best is not None and options.criterion == "layer":
         finer = (round(best - _FINER, 6), round(best + _FINER, 6))
