@@ -155,6 +155,7 @@ class Code(enum.Enum):
     NO_PREFILL = "QC504", WARNING, "There is no second path for prompts."
     PREFILL_MEMORY = "QC505", INFO, "What the second path for prompts takes."
     INT8_CACHE = "QC506", INFO, "Keys and values of earlier tokens are kept in 8 bits."
+    TILED_ATTENTION = "QC507", INFO, "Attention over long sequences runs in tiles."
 
     # QC6xx: verification
     KERNEL_NOT_SEEN = ("QC601", ERROR,

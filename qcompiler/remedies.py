@@ -139,6 +139,8 @@ REMEDIES: Mapping[Code, str] = {
     "free scales are nearer to the weights.",
     Code.INT8_CACHE: "Nothing. Leave `kv_cache` out for a float cache; `int8-channel` is nearer "
     "to it than `int8-tensor`.",
+    Code.TILED_ATTENTION: "Nothing if sequences are as long as the sample's; compile with a sample "
+    "of the usual length, since the choice goes by it.",
     Code.PREFILL_MEMORY: "Nothing; leave `prefill` out if memory is short.",
     # verification
     Code.KERNEL_NOT_SEEN: "The node runs in another form than planned, so it may be slow. Use the "

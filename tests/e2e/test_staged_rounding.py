@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompiler import Artifact, qcompile
@@ -108,6 +109,23 @@ def test_a_hessian_of_rank_zero_is_told_and_its_weights_are_rounded_to_nearest()
     for name, y in artifact.run(feed).items():
         assert np.isfinite(y).all()
         assert np.square(y - nearest.run(feed)[name]).mean() < np.square(y).mean() / 10
+
+
+@pytest.mark.parametrize("algorithm", ["awq", "teq", "autoround"])
+def test_data_of_zeros_teach_nothing_and_that_is_told(algorithm: str) -> None:
+    if algorithm in ("teq", "autoround"):
+        pytest.importorskip("torch")
+    model = tiny.build("mlp")
+    for name, value in model.graph.initializers.items():
+        if len(value.shape or ()) == 1:  # without biases, zeros give zeros
+            value.const_value = ir.tensor(np.zeros_like(value.const_value.numpy()), name=name)
+    blank = [{"x": np.zeros_like(feed["x"])} for feed in tiny.feeds("mlp", 8)]
+    recipe = {"base": f"w4-{algorithm}", **RECIPE}
+    artifact = qcompile(model, target="cpu-vnni", recipe=recipe, calibration=blank)
+    kept = {Code.SALIENT_KEPT, Code.ROUNDING_KEPT}
+    said = [item for item in artifact.report.diagnostics if item.code in kept]
+    assert sum("on these data" in item.message for item in said) >= 2
+    assert all("on these data" in item.message or "is an input" in item.message for item in said)
 
 
 def test_what_is_in_the_work_folder_is_not_computed_again(tmp_path: pathlib.Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.rows import Rows
 from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
+from qcompiler_passes.weights.staged import CountedFeeds
 
 __all__ = ["AllotBits"]
 
@@ -88,7 +90,9 @@ class AllotBits(Pass):
                 " group_size",
                 least=least / unit,
             )
-        damages = _damages(model, state, layers, key)
+        is_open = any(len(layer.specs) > 1 for layer in layers.values())
+        feeds = CountedFeeds(_again(state, key) if is_open else ())
+        damages = _damages(model, state, layers, key, feeds)
         chosen = choose_under_budget(damages, costs, budget * unit)
         assert chosen is not None, "the least fits"
         state.bits = chosen
@@ -104,7 +108,7 @@ class AllotBits(Pass):
             "",
             {"bits": chosen, "mean": mean, "bytes": taken, "damages": damages},
         )
-        return PassResult(modified=False, diagnostics=(told,))
+        return PassResult(modified=False, diagnostics=(told, *feeds.too_few(key)))
 
 
 def _budget_key(recipe: Recipe) -> Literal["bits_budget", "megabytes_budget"] | None:
@@ -161,7 +165,11 @@ def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:
 
 
 def _damages(
-    model: ir.Model, state: State, layers: Mapping[str, _Layer], key: str
+    model: ir.Model,
+    state: State,
+    layers: Mapping[str, _Layer],
+    key: str,
+    feeds: Iterable[Feed],
 ) -> dict[str, dict[int, float]]:
     open_choices = {name: layer for name, layer in layers.items() if len(layer.specs) > 1}
     damages = {name: dict.fromkeys(layer.specs, 0.0) for name, layer in layers.items()}
@@ -197,7 +205,7 @@ def _damages(
     found = weight_damages(
         model.graph,
         [layer.node for layer in open_choices.values()],
-        _samples(state, key),
+        list(itertools.islice(feeds, _SAMPLES)),
         options,
         error,
         seed=state.recipe.seed,
@@ -207,7 +215,7 @@ def _damages(
     return damages
 
 
-def _samples(state: State, key: str) -> Sequence[Feed]:
+def _again(state: State, key: str) -> Iterable[Feed]:
     if state.feeds is None or not state.feeds.reiterable:
         raise QcError(
             Code.NEEDS_CALIBRATION,
@@ -215,9 +223,4 @@ def _samples(state: State, key: str) -> Sequence[Feed]:
             "found no data that can be read again, wanted calibration data",
             "give calibration data as a list or a callable, or bits by rules",
         )
-    found: list[Feed] = []
-    for feed in state.feeds:
-        found.append(feed)
-        if len(found) == _SAMPLES:
-            break
-    return found
+    return state.feeds

@@ -129,6 +129,8 @@ class _Learner:
         )
         values = {"before": result.loss_before, "after": result.loss_after}
         message = f"error of {block.name} {result.loss_before:.2e} -> {result.loss_after:.2e}"
+        if not result.loss_before:
+            message = "without factors there is no error on these data"
         for group, learned in zip(groups, result.factors, strict=True):
             if result.loss_after < result.loss_before:
                 told = f"factors were learned: {message}"

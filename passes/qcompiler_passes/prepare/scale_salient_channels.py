@@ -109,6 +109,8 @@ def _scaled(factors: ChannelFactors, search: _Search) -> tuple[str, npt.NDArray[
         factors.keep(group, group.refusal)
     elif found.ratio is None:
         message = f"no scales help: error {found.loss_without:.2e} of the outputs"
+        if not found.loss_without:
+            message = "without scales there is no error on these data: nothing to find"
         factors.keep(group, message, {"loss": found.loss_without})
     elif factors.apply(
         group,

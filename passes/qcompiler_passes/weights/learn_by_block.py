@@ -195,7 +195,11 @@ class _Learner:
             for node in nodes:
                 site = (node.name or "", 1)
                 self.store.put(site, self.keys[site], result.tensors[value])
-        share = result.loss_after / result.loss_before if result.loss_before else 1.0
+        if not result.loss_before:
+            none = "rounded to nearest it gives what it should on these data: nothing to learn"
+            self.say(Code.ROUNDING_KEPT, block.name, none)
+            return
+        share = result.loss_after / result.loss_before
         self.say(
             Code.ROUNDING_LEARNED if share < 1 else Code.ROUNDING_KEPT,
             block.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -54,6 +55,15 @@ def test_a_budget_needs_data():
     recipe = {"base": "weight-int4", "weights": WEIGHTS, "bits_budget": 5.0}
     with pytest.raises(QcError, match="QC410"):
         qcompile(tiny.build("mlp"), "cpu-vnni", recipe)
+
+
+def test_damages_of_few_samples_are_told():
+    recipe = {"base": "weight-int4", "weights": WEIGHTS, "bits_budget": 7.0}
+    (feed,) = tiny.feeds("mlp", 1)
+    for row, few in ((feed["x"][:1], True), (np.repeat(feed["x"], 8, axis=0), False)):
+        artifact = qcompile(tiny.build("mlp"), "cpu-vnni", recipe, [{"x": row}])
+        said = [d.message for d in artifact.report.diagnostics if d.code is Code.FEW_SAMPLES]
+        assert said == ["bits_budget saw 1 samples, wanted at least 8"] * few
 
 
 def stored(artifact):

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler.diagnostics import Code
 from qcompiler.pipeline.contract import State
 from qcompiler.targets.schema import Form
 from qcompiler_passes.decide.observe_shapes import ObserveShapes
@@ -55,6 +56,13 @@ def test_long_attention_is_computed_in_tiles(attributes: str) -> None:
     assert tiled.graph[0].name == model.graph[0].name
     assert tiled.opset_imports["com.microsoft"] == 1
     assert worst(model, tiled, feed(model, LONG, LONG)) < EXACT
+
+
+def test_the_length_that_decided_is_told() -> None:
+    model = attention(keys="T")
+    (said,) = TileAttention().run(model, observed(model, LONG + 5, LONG + 3)).diagnostics
+    assert said.code is Code.TILED_ATTENTION
+    assert f"seen with {LONG + 3} positions" in said.message
 
 
 @pytest.mark.parametrize("keys", [LONG, LONG + 3])
