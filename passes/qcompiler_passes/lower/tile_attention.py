@@ -65,8 +65,8 @@ class TileAttention(Pass):
         said = Diagnostic(
             Code.TILED_ATTENTION,
             chosen[0].name or "",
-            f"seen with {max(seen.values())} positions: {len(chosen)} nodes like it run in tiles; with"
-            " a few hundred they would run a tenth faster without",
+            f"seen with {max(seen.values())} positions: {len(chosen)} nodes like it run in tiles;"
+            " with a few hundred they would run a tenth faster without",
             "compile with a sample of the usual length",
         )
         return PassResult(True, (said,))
