@@ -43,12 +43,14 @@ class Ahead(contextlib.ExitStack):
         path = file_of(source)
         if path is None or model_bytes(model) > _LARGE:
             return
+        # one thread: the passes have the other core
+        thread = concurrent.futures.ThreadPoolExecutor(1)
         if state.recipe.verify.enabled and state.target.runtime == "onnxruntime":
             profiled = host_fits(state.target)
-            self.session = FloatSession(path, threads=threads, profiled=profiled)
+            self.session = FloatSession(path, thread, threads=threads, profiled=profiled)
             self.callback(self.session.close)
-        thread = self.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         self._digest = thread.submit(model_digest, model.clone())
+        self.enter_context(thread)
 
     def digest(self) -> str:
         """Of the model, for the manifest."""

@@ -21,7 +21,7 @@ to the error (leave-one-out cross-validation, from
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -62,18 +62,33 @@ def factors(magnitude: Wide, weight: Wide, alpha: float, ties: npt.NDArray[np.in
     Returns:
         Positive, ``[channels]``.
     """
-    alive = magnitude > 0
-    if ties is not None:
-        magnitude, weight = _largest(magnitude, ties), _largest(weight, ties)
+    return _Logarithms.of(magnitude, weight, ties).factors(alpha)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Logarithms:
+    """What :func:`factors` needs of magnitudes and weights, for any ``alpha``."""
+
+    alive: npt.NDArray[np.bool_]
+    activation: Wide
+    weight: Wide
+
+    @classmethod
+    def of(cls, magnitude: Wide, weight: Wide, ties: npt.NDArray[np.intp] | None) -> _Logarithms:
+        if ties is not None:
+            magnitude, weight = _largest(magnitude, ties), _largest(weight, ties)
         alive = magnitude > 0
-    found = np.ones_like(magnitude)
-    a, w = np.maximum(magnitude[alive], _LEAST), np.maximum(weight[alive], _LEAST)
-    if a.size:
-        a = np.maximum(a, np.quantile(a, _STILL))
-    found[alive] = np.exp(alpha * np.log(a) - (1 - alpha) * np.log(w))
-    if alive.any():
-        found[alive] /= np.exp(np.log(found[alive]).mean())
-    return np.clip(found, _LEAST, 1 / _LEAST)
+        a, w = np.maximum(magnitude[alive], _LEAST), np.maximum(weight[alive], _LEAST)
+        if a.size:
+            a = np.maximum(a, np.quantile(a, _STILL))
+        return cls(alive, np.log(a), np.log(w))
+
+    def factors(self, alpha: float) -> Wide:
+        found = np.ones(len(self.alive))
+        found[self.alive] = np.exp(alpha * self.activation - (1 - alpha) * self.weight)
+        if self.alive.any():
+            found[self.alive] /= np.exp(np.log(found[self.alive]).mean())
+        return np.clip(found, _LEAST, 1 / _LEAST)
 
 
 def levels(magnitude: Wide, quantile: float, ties: npt.NDArray[np.intp] | None) -> Wide:
@@ -162,6 +177,10 @@ class SmoothingTrial:
         together = np.concatenate(weights, axis=1) if len(weights) > 1 else weights[0]
         largest = np.maximum(together.max(axis=1), -together.min(axis=1))
         self._largest_weight = largest.astype(np.float64)
+        self._logarithms = [
+            _Logarithms.of(x.magnitude, self._largest_weight, ties)
+            for x in (self._all, self._others)
+        ]
         self._weight_energy = np.einsum("cn,cn->c", together, together).astype(np.float64)
         chosen, self._counts = self._sampled(np.abs(together))
         self._columns = np.ascontiguousarray(together[:, chosen])
@@ -191,21 +210,22 @@ class SmoothingTrial:
 
     def without(self) -> Candidate:
         """No smoothing."""
-        return self._candidate(np.ones_like)
+        ones = np.ones_like(self._all.magnitude)
+        return self._candidate(ones, ones)
 
     def exponent(self, alpha: float) -> Candidate:
         """The factors of ``alpha``."""
-        found = self._candidate(lambda x: factors(x, self._largest_weight, alpha, self._ties))
-        return dataclasses.replace(found, alpha=alpha)
+        s, of_others = (logs.factors(alpha) for logs in self._logarithms)
+        return dataclasses.replace(self._candidate(s, of_others), alpha=alpha)
 
     def level(self, quantile: float) -> Candidate:
         """Channels above the quantile levelled."""
-        found = self._candidate(lambda x: levels(x, quantile, self._ties))
-        return dataclasses.replace(found, quantile=quantile)
+        s, of_others = (
+            levels(x.magnitude, quantile, self._ties) for x in (self._all, self._others)
+        )
+        return dataclasses.replace(self._candidate(s, of_others), quantile=quantile)
 
-    def _candidate(self, rule: Callable[[Wide], Wide]) -> Candidate:
-        """The factors that a rule makes of the largest absolute value by channel."""
-        s, of_others = rule(self._all.magnitude), rule(self._others.magnitude)
+    def _candidate(self, s: Wide, of_others: Wide) -> Candidate:
         scale = s.astype(np.float32)
         rows = self._rows / scale
         seen, unseen = self._activation_error(rows, s, of_others)

@@ -80,8 +80,11 @@ class Judge:
         self._reach = channels.extremes.reach
         self._values = values
 
-    def error(self, lo: float, hi: float, spec: QSpec) -> float:
-        """Of quantizing with the range."""
+    def error(self, lo: float, hi: float, spec: QSpec, enough: float = np.inf) -> float:
+        """Of quantizing with the range; a lower bound of it if that is ``enough`` or more."""
+        of_others = self._other_data(lo, hi)
+        if of_others >= enough:
+            return of_others
         scale, zero_point = range_to_params(np.asarray(lo), np.asarray(hi), spec)
         steps = round_trip(self._rows, scale, zero_point, spec)
         np.subtract(self._rows, steps, out=steps)
@@ -93,7 +96,7 @@ class Judge:
                 steps /= self._unit
             energy = float(np.einsum("rc,rc->c", steps, steps) @ self._energy)
             error += energy * float(self._unit) ** 2
-        return error / len(self._rows) + self._unseen_clipping(lo, hi) + self._other_data(lo, hi)
+        return error / len(self._rows) + self._unseen_clipping(lo, hi) + of_others
 
     def _other_data(self, lo: float, hi: float) -> float:
         """What a part of the data clips with a range like this of all the others, per row.
@@ -150,13 +153,15 @@ def search(found: Sequence[Candidate], judge: Judge, spec: QSpec) -> tuple[Candi
     The winner is halved while that helps (the outliers may be in a channel nobody reads); then
     each side is shrunk a little on its own.
     """
-    errors = [judge.error(item.lo, item.hi, spec) for item in found]
-    winner = int(np.argmin(errors))
-    best, least = found[winner], errors[winner]
+    best, least = found[0], np.inf
+    for item in found:
+        error = judge.error(item.lo, item.hi, spec, least)
+        if error < least:
+            best, least = item, error
     name = f"{best.method}, refined"
     for _ in range(_HALVINGS):
         half = Candidate(best.lo / 2, best.hi / 2, name)
-        error = judge.error(half.lo, half.hi, spec)
+        error = judge.error(half.lo, half.hi, spec, least)
         if error >= least:
             break
         best, least = half, error
@@ -166,7 +171,7 @@ def search(found: Sequence[Candidate], judge: Judge, spec: QSpec) -> tuple[Candi
             hi = best.hi * (factor if side == 1 or spec.symmetric else 1.0)
             if (lo, hi) == (best.lo, best.hi):
                 continue
-            error = judge.error(lo, hi, spec)
+            error = judge.error(lo, hi, spec, least)
             if error < least:
                 best, least = Candidate(lo, hi, name), error
                 break

@@ -2,16 +2,17 @@
 
 The model that runs is the float model with the wanted values as its outputs and nothing else: the
 runtime optimises it as usual (a value that is an output survives every fusion) and leaves out what
-no wanted value needs. Memory is that of one batch and of the summaries.
+no wanted value needs. Memory is that of one batch (two small ones) and of the summaries.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from qcompiler.calibration.summary import TensorSummary
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import remove_dead
 from qcompiler.ir.provenance import module_of, origins
-from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.pipeline.contract import Feed, TensorRange
 from qcompiler.recipe import CalibrationOptions
 from qcompiler.runtime.session import open_session, run
@@ -49,6 +49,7 @@ _SETTINGS = SessionSettings(
         "session.intra_op.allow_spinning": "0",
     },
 )
+_AHEAD_BYTES = 1 << 27  # of the values of one feed: smaller ones may wait for the next feed's
 _FEW = 8  # samples; below this the extremes of any method are chance
 
 
@@ -247,13 +248,11 @@ def collect(
     masked = {name: padding.may_cut(value) for name, value in values.items()}
     session, tapped = _open(model, names)
     total = getattr(feeds, "count_hint", None)
-    for feed in feeds:
-        arrays = run(session, feed, tapped) if session is not None else {}
+    for feed, arrays in _runs(session, feeds, tapped):
         keep = padding.keep(feed)
-        arrays.update((name, feed[name]) for name in names if name not in arrays)
-        _take_in(
-            statistics, arrays, {name: keep if masked[name] else None for name in names}, options
-        )
+        for name in names:
+            array = arrays.pop(name) if name in arrays else feed[name]
+            _take_in(statistics, name, array, keep if masked[name] else None, options)
         statistics.feeds += 1
         statistics.samples += _samples(feed)
         if progress is not None:
@@ -264,33 +263,50 @@ def collect(
     return statistics
 
 
+def _runs(
+    session: ort.InferenceSession | None, feeds: Iterable[Feed], tapped: Sequence[str]
+) -> Iterator[tuple[Feed, dict[str, npt.NDArray[Any]]]]:
+    """Each feed with the wanted values; small ones are made while those before are summarised."""
+    if session is None:
+        yield from ((feed, {}) for feed in feeds)
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        waiting: tuple[Feed, dict[str, npt.NDArray[Any]]] | None = None
+        for feed in feeds:
+            running = beside.submit(run, session, feed, tapped)
+            if waiting is not None:
+                yield waiting
+            waiting = feed, running.result()
+            if sum(x.nbytes for x in waiting[1].values()) > _AHEAD_BYTES:
+                yield waiting
+                waiting = None
+        if waiting is not None:
+            yield waiting
+
+
 def _take_in(
     statistics: Statistics,
-    arrays: dict[str, npt.NDArray[Any]],
-    keep: Mapping[str, npt.NDArray[np.bool_] | None],
+    name: str,
+    array: npt.NDArray[Any],
+    keep: npt.NDArray[np.bool_] | None,
     options: CalibrationOptions,
 ) -> None:
-    """Summarise the values of one feed, which are dropped on the way; ``keep`` are rows by name."""
-
-    def take(name: str) -> TensorSummary:
-        x = arrays.pop(name).astype(np.float32, copy=False)
-        if (rows := keep[name]) is not None:
-            x = Padding.cut(x, rows)
-        summary = statistics.summaries.get(name)
-        if summary is None:
-            summary = TensorSummary.start(name, x, statistics.layers[name], options.momentum)
-        summary.update(x)
-        if summary.histogram.nans:
-            raise QcError(
-                Code.NOT_FINITE,
-                statistics.labels[name],
-                f"the float model gives NaN here on feed {statistics.feeds}",
-                "check the model on this feed; a layer that overflows cannot be quantized",
-                index=statistics.feeds,
-            )
-        return summary
-
-    statistics.summaries.update(zip(keep, on_all_cores(take, keep), strict=True))
+    x = array.astype(np.float32, copy=False)
+    if keep is not None:
+        x = Padding.cut(x, keep)
+    summary = statistics.summaries.get(name)
+    if summary is None:
+        summary = TensorSummary.start(name, x, statistics.layers[name], options.momentum)
+        statistics.summaries[name] = summary
+    summary.update(x)
+    if summary.histogram.nans:
+        raise QcError(
+            Code.NOT_FINITE,
+            statistics.labels[name],
+            f"the float model gives NaN here on feed {statistics.feeds}",
+            "check the model on this feed; a layer that overflows cannot be quantized",
+            index=statistics.feeds,
+        )
 
 
 def _values(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Value]:

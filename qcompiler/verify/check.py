@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -99,8 +100,10 @@ def check_artifact(
     with contextlib.ExitStack() as held:
         if opening is None:  # beside the other: each loads on one core
             given = file_of(source) or reference
-            opening = FloatSession(given, threads=threads, profiled=fits)
+            beside = concurrent.futures.ThreadPoolExecutor(1)
+            opening = FloatSession(given, beside, threads=threads, profiled=fits)
             held.callback(opening.close)
+            held.enter_context(beside)
         if custom := custom_operators(reference):
             try:
                 opening.get()

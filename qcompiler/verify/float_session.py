@@ -18,24 +18,29 @@ __all__ = ["FloatSession", "file_of"]
 
 
 class FloatSession:
-    """A session with default options that opens in a thread of its own.
+    """A session with default options that opens in another thread.
 
     Loading reads and packs all weights on one core and needs nothing that a compile makes.
     """
 
     def __init__(
-        self, model: ir.Model | pathlib.Path, *, threads: int | None, profiled: bool
+        self,
+        model: ir.Model | pathlib.Path,
+        beside: concurrent.futures.Executor,
+        *,
+        threads: int | None,
+        profiled: bool,
     ) -> None:
         """Begin to open.
 
         Args:
             model: The float model or its file. A model must be left alone until :meth:`get`.
+            beside: Opens it; to be shut down before :meth:`close`.
             threads: Intra-op threads; None is the runtime's default.
             profiled: Turn the runtime's profiler on, see :mod:`qcompiler.runtime.profile`.
         """
         self._scratch: Scratch | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._opening = self._thread.submit(self._open, model, threads, profiled)
+        self._opening = beside.submit(self._open, model, threads, profiled)
 
     def _open(
         self, model: ir.Model | pathlib.Path, threads: int | None, profiled: bool
@@ -57,8 +62,7 @@ class FloatSession:
         return self._opening.result()
 
     def close(self) -> None:
-        """Wait until it is open, and remove what the profiler wrote."""
-        self._thread.shutdown()
+        """Remove what the profiler wrote."""
         if self._scratch is not None:
             self._scratch.remove()
 

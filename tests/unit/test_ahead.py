@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 import tempfile
 import threading
@@ -74,11 +75,12 @@ def test_an_unknown_operator_is_told_as_ever(tmp_path: pathlib.Path) -> None:
 def test_a_refused_model_is_told_where_it_is_asked_for(scratch: pathlib.Path) -> None:
     broken = scratch / "broken.onnx"
     broken.write_bytes(b"no model")
-    session = FloatSession(broken, threads=None, profiled=True)
-    for _ in range(2):
-        with pytest.raises(QcError) as caught:
-            session.get()
-        assert caught.value.code is Code.FLOAT_MODEL_FAILS
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        session = FloatSession(broken, beside, threads=None, profiled=True)
+        for _ in range(2):
+            with pytest.raises(QcError) as caught:
+                session.get()
+            assert caught.value.code is Code.FLOAT_MODEL_FAILS
     session.close()
     assert list(scratch.iterdir()) == [broken]
 
@@ -86,6 +88,8 @@ def test_a_refused_model_is_told_where_it_is_asked_for(scratch: pathlib.Path) ->
 def test_a_session_that_nobody_wants_is_closed(
     tmp_path: pathlib.Path, scratch: pathlib.Path
 ) -> None:
-    session = FloatSession(saved(tmp_path, tiny.build("mlp")), threads=1, profiled=True)
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        path = saved(tmp_path, tiny.build("mlp"))
+        session = FloatSession(path, beside, threads=1, profiled=True)
     session.close()
     assert not list(scratch.iterdir())
