@@ -27,7 +27,9 @@ class Ahead(contextlib.ExitStack):
         session: For verification; None when it is to open its own.
     """
 
-    def __init__(self, model: ir.Model, source: str, state: State, threads: int | None) -> None:
+    def __init__(
+        self, model: ir.Model, source: str, state: State, threads: int | None, *, page: bool
+    ) -> None:
         """Begin.
 
         Args:
@@ -35,6 +37,7 @@ class Ahead(contextlib.ExitStack):
             source: Path of its file, or another name.
             state: Its target and recipe.
             threads: Intra-op threads of the session; None is the runtime's default.
+            page: Whether a report is going to be written.
         """
         super().__init__()
         self.session: FloatSession | None = None
@@ -50,8 +53,16 @@ class Ahead(contextlib.ExitStack):
             self.session = FloatSession(path, thread, threads=threads, profiled=profiled)
             self.callback(self.session.close)
         self._digest = thread.submit(model_digest, model.clone())
+        if page:
+            thread.submit(_prepare_page)
         self.enter_context(thread)
 
     def digest(self) -> str:
         """Of the model, for the manifest."""
         return model_digest(self._model) if self._digest is None else self._digest.result()
+
+
+def _prepare_page() -> None:
+    from qcompiler.report.page import page_template
+
+    page_template()

@@ -147,7 +147,7 @@ def qcompile(
         else resolve_passes(recipe)
     )
     folder = None if dump is None else pathlib.Path(dump)
-    with Ahead(reference, file, state, threads) as ahead:
+    with Ahead(reference, file, state, threads, page=output is not None) as ahead:
         tuned = _tuned(reference, state, passes, clock, opened.quantized)
         layers: tuple[Mapping[str, Any], ...] = ()
         if is_wanted(recipe) and not opened.quantized:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import jinja2
     from markupsafe import Markup
 
-__all__ = ["PAGE", "report_page", "write_page"]
+__all__ = ["PAGE", "page_template", "report_page", "write_page"]
 
 PAGE = "report.html"
 
@@ -44,8 +44,7 @@ _SCRIPTS = ("chart.umd.min.js", "charts.js", "table.js")
 def report_page(report: Report, plan: Plan) -> str:
     """The page of one artifact as HTML text."""
     rows = node_rows(report, plan)
-    template = _environment().get_template("page.html.j2")
-    return template.render(
+    return page_template().render(
         report=report,
         name=report.source.get("name") or "model",
         rows=rows,
@@ -138,6 +137,11 @@ def _codes(report: Report, rows: Iterable[NodeRow]) -> list[tuple[Code, int]]:
 
 
 @functools.cache
+def page_template() -> jinja2.Template:
+    """The page to be filled; jinja2 takes as long to read it as to fill it."""
+    return _environment().get_template("page.html.j2")
+
+
 def _environment() -> jinja2.Environment:
     import jinja2
 
