@@ -25,6 +25,7 @@ from qcompiler.artifact import Artifact, check_place, model_bytes
 from qcompiler.clock import Clock, Progress
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.opened import ENCODER
+from qcompiler.garbage import own_garbage
 from qcompiler.guard import all_float, fall_back, is_quantized
 from qcompiler.pipeline.contract import Feed, Pass, State
 from qcompiler.pipeline.quantized import quantized_pipeline
@@ -45,6 +46,7 @@ __all__ = ["qcompile"]
 _JUDGED_SAMPLES = 64  # of the calibration data, for the default metric
 
 
+@own_garbage()
 def qcompile(
     model: Any,
     target: str | os.PathLike[str] | Target = "cpu",
