@@ -28,6 +28,7 @@ from suite.peers import open_peers
 from suite.torch_peers import TORCH_PEERS, run_torch_peer
 
 _SECONDS = 7200
+_SCORES = ("verses", "persuasion, divergence", "verses, divergence")
 _WINDOWS, _LENGTH = 8, 512
 _VERSES = 400  # some 30 tokens each
 _NEED_DATA = ("gptq", "awq", "awq+gptq", "teq", "autoround")
@@ -54,12 +55,15 @@ class _Setting:
     learning: Mapping[str, int]
 
     def scores(self, run: Run) -> dict[str, float]:
-        """Perplexity by corpus."""
+        """Perplexity by corpus, and divergence from the float model."""
         found = {}
         for name, tokens in self.corpora.items():
             rows = perplexity.windows(tokens, _WINDOWS, _LENGTH)
-            losses = [perplexity.score(run, self.model.feed(row[None])).losses for row in rows]
+            feeds = [self.model.feed(row[None]) for row in rows]
+            losses = [perplexity.score(run, feed).losses for feed in feeds]
             found[name] = float(np.exp(np.mean(losses)))
+            apart = [perplexity.divergence(run, self.model.float_run, feed) for feed in feeds]
+            found[f"{name}, divergence"] = float(np.mean(apart))
         return found
 
 
@@ -229,6 +233,8 @@ def _save(
         "who:bits:group:kind",
         "*Persuasion*",
         "verses",
+        "divergence",
+        "of verses",
         "MB",
         "seconds",
         "processor s",
@@ -241,7 +247,7 @@ def _save(
             "failed: " + row["failed"] if "failed" in row else _cell(row, "persuasion"),
             *(
                 _cell(row, key)
-                for key in ("verses", "mb", "seconds", "cpu_seconds", "peak_mb", *rates)
+                for key in (*_SCORES, "mb", "seconds", "cpu_seconds", "peak_mb", *rates)
             ),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -249,7 +255,9 @@ def _save(
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
-    return f"{row[key]:.2f}" if key in row else "-"
+    if key not in row:
+        return "-"
+    return f"{row[key]:.2f}" if row[key] >= 1 else f"{row[key]:.4f}"
 
 
 def _options() -> argparse.Namespace:

@@ -23,6 +23,7 @@ from qcompiler_models import (
     AssetError,
     assets,
     load_model,
+    perplexity,
     scores,
     text,
     tiny,
@@ -274,6 +275,21 @@ def test_smollm2_foretells_persuasion_as_torch_does() -> None:
     scores = model.score(model.float_run, in_torch, limit=1)
     assert scores["perplexity"] == pytest.approx(scores["reference_perplexity"], rel=1e-5)
     assert scores["agreement"] >= 0.99  # of 511 positions some are nearly ties
+
+
+def test_divergence_is_that_of_the_next_tokens() -> None:
+    shares = {"a": [0.5, 0.25, 0.25], "b": [0.25, 0.25, 0.5]}
+    runs = {
+        name: lambda given, row=row: {"logits": np.log([[row, row]]) + 3.0}
+        for name, row in shares.items()
+    }
+    given = {"input_ids": np.array([[0, 2]])}
+    assert perplexity.divergence(runs["a"], runs["a"], given) == pytest.approx(0, abs=1e-6)
+    wanted = 0.5 * np.log(2) - 0.25 * np.log(2)
+    assert perplexity.divergence(runs["b"], runs["a"], given) == pytest.approx(wanted, rel=1e-5)
+    scored = perplexity.score(runs["b"], given)
+    assert scored.losses == pytest.approx(np.log([[2.0]]))
+    assert scored.best.tolist() == [[2]]
 
 
 @pytest.mark.slow

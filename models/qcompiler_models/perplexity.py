@@ -8,7 +8,7 @@ import numpy as np
 
 from qcompiler_models.real import Array, Feed, Run
 
-__all__ = ["Scored", "feed", "score", "windows"]
+__all__ = ["Scored", "divergence", "feed", "score", "windows"]
 
 
 def windows(tokens: Array, count: int, length: int) -> Array:
@@ -45,9 +45,23 @@ class Scored:
 
 def score(run: Run, given: Feed) -> Scored:
     """Hold the logits against the tokens they foretell."""
-    tokens = given["input_ids"]
-    logits = np.asarray(run(given)["logits"])[:, :-1].astype(np.float32)
+    found = _log_shares(run, given)
+    chosen = np.take_along_axis(found, given["input_ids"][:, 1:, None], axis=-1)[..., 0]
+    return Scored(-chosen, found.argmax(axis=-1))
+
+
+def divergence(run: Run, reference: Run, given: Feed) -> float:
+    """Kullback-Leibler divergence from the reference's next tokens to the model's, mean nats.
+
+    It looks at all tokens and not only at the true ones, so chance moves it less than perplexity.
+    """
+    wanted, found = _log_shares(reference, given), _log_shares(run, given)
+    return float((np.exp(wanted) * (wanted - found)).sum(axis=-1, dtype=np.float64).mean())
+
+
+def _log_shares(run: Run, given: Feed) -> Array:
+    """Logarithms of the likelihood of each token in each place but the last."""
+    logits: Array = np.asarray(run(given)["logits"])[:, :-1].astype(np.float32)
     logits -= logits.max(axis=-1, keepdims=True)
-    chosen = np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    total = np.exp(logits).sum(axis=-1, dtype=np.float64)
-    return Scored(np.log(total) - chosen, logits.argmax(axis=-1))
+    total = np.exp(logits).sum(axis=-1, dtype=np.float64, keepdims=True)
+    return np.asarray(logits - np.log(total), np.float32)
