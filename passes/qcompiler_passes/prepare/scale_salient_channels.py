@@ -18,6 +18,7 @@ from qcompiler.stages.cut import LayerGroup, Site, groups_of
 from qcompiler.stages.walk import Observer, walk
 from qcompiler_passes.prepare.channel_factors import ChannelFactors, FactorPass, has_place
 from qcompiler_passes.prepare.smoothing_groups import Group
+from qcompiler_passes.weights.staged import staged_layers
 
 __all__ = ["ScaleSalientChannels"]
 
@@ -59,21 +60,27 @@ class ScaleSalientChannels(FactorPass):
         """
         recipe = factors.state.recipe
         options = AwqOptions(**recipe.awq.model_dump(exclude={"rounding"}))
-        searches = {group.value: _Search(group, options) for group in factors.groups()}
+        clipped = set(staged_layers(factors.model.graph, factors.plan, {self.algorithm}))
+        searches = {
+            group.value: _Search(group, options, clips=not clipped.isdisjoint(group.layers))
+            for group in factors.groups()
+        }
 
         def observe(group: LayerGroup) -> Observer:
             return searches[group.value]
 
         layers = groups_of(factors.layers)
         walk(factors.model, layers, feeds, observe, mask=recipe.calibration.mask)
-        factors.state.moments = dict(_scaled(factors, search) for search in searches.values())
+        found = [(_scaled(factors, search), search) for search in searches.values()]
+        factors.state.moments = {name: blocks for (name, blocks), search in found if search.clips}
 
 
 class _Search(Observer):
     """Sums what one activation is like, then searches its factors."""
 
-    def __init__(self, group: Group, options: AwqOptions) -> None:
+    def __init__(self, group: Group, options: AwqOptions, *, clips: bool) -> None:
         self.group = group
+        self.clips = clips  # whether ranges are going to be clipped by what is seen
         self.found: AwqScales | None = None
         self.blocks = np.zeros((0, 0, 0), np.float32)
         self._options = options
@@ -97,7 +104,8 @@ class _Search(Observer):
             self.found = find_scales(
                 group.weights, means, hessian, group.weight, self._options, ties
             )
-        self.blocks = diagonal_blocks(hessian, group.weight)
+        if self.clips:
+            self.blocks = diagonal_blocks(hessian, group.weight)
         return {}
 
 
@@ -120,7 +128,8 @@ def _scaled(factors: ChannelFactors, search: _Search) -> tuple[str, npt.NDArray[
         {"ratio": found.ratio, "loss": found.loss, "loss_without": found.loss_without},
     ):
         read = group.layers[0].inputs[0] or read
-        blocks = _divided(blocks, found.factors)
+        if search.clips:
+            blocks = _divided(blocks, found.factors)
     return read.name or "", blocks
 
 
