@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompiler.artifact import model_bytes
 from qcompiler.pipeline.contract import State
-from qcompiler.report.assemble import model_digest
+from qcompiler.report.assemble import text_digest
 from qcompiler.verify.check import host_fits
 from qcompiler.verify.float_session import FloatSession, file_of
 
@@ -52,14 +52,14 @@ class Ahead(contextlib.ExitStack):
             profiled = host_fits(state.target)
             self.session = FloatSession(path, thread, threads=threads, profiled=profiled)
             self.callback(self.session.close)
-        self._digest = thread.submit(model_digest, model.clone())
+        self._digest = thread.submit(text_digest, model.clone())
         if page:
             thread.submit(_prepare_page)
         self.enter_context(thread)
 
     def digest(self) -> str:
         """Of the model, for the manifest."""
-        return model_digest(self._model) if self._digest is None else self._digest.result()
+        return text_digest(self._model) if self._digest is None else self._digest.result()
 
 
 def _prepare_page() -> None:

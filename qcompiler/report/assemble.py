@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qcompiler.frontends.opened import Opened
     from qcompiler.verify.check import Checked
 
-__all__ = ["assemble_report", "complete_plan", "make_manifest", "model_digest"]
+__all__ = ["assemble_report", "complete_plan", "make_manifest", "text_digest"]
 
 
 def complete_plan(reference: ir.Model, state: State) -> Plan:
@@ -78,7 +78,7 @@ def assemble_report(
     )
 
 
-def model_digest(model: ir.Model) -> str:
+def text_digest(model: ir.Model) -> str:
     """SHA-256 of the model's text, which holds the digests of its weights."""
     return hashlib.sha256(model_text(model).encode()).hexdigest()
 
