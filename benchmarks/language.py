@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from suite.torch_peers import TORCH_PEERS, run_torch_peer
 
 _SECONDS = 7200
 _SCORES = ("verses", "persuasion, divergence", "verses, divergence")
-_WINDOWS, _LENGTH = 8, 512
+_LENGTH = 512
 _VERSES = 400  # some 30 tokens each
 _NEED_DATA = ("gptq", "awq", "awq+gptq", "teq", "autoround")
 _ORT = {"ort-rtn": "rtn", "ort-hqq": "hqq", "ort-k-quant": "k_quant"}
@@ -46,6 +47,7 @@ class _Setting:
         out: Folder for all that is made.
         corpora: Tokens by name, to score on.
         learning: ``iters`` and ``batch_size`` of what learns.
+        windows: Of each corpus, 512 tokens each, to score on.
     """
 
     model: SmolLM2
@@ -53,12 +55,13 @@ class _Setting:
     out: pathlib.Path
     corpora: Mapping[str, Any]
     learning: Mapping[str, int]
+    windows: int
 
     def scores(self, run: Run) -> dict[str, float]:
         """Perplexity by corpus, and divergence from the float model."""
         found = {}
         for name, tokens in self.corpora.items():
-            rows = perplexity.windows(tokens, _WINDOWS, _LENGTH)
+            rows = perplexity.windows(tokens, min(self.windows, len(tokens) // _LENGTH), _LENGTH)
             feeds = [self.model.feed(row[None]) for row in rows]
             losses = [perplexity.score(run, feed).losses for feed in feeds]
             found[name] = float(np.exp(np.mean(losses)))
@@ -81,7 +84,7 @@ def main() -> None:
     data = out / "feeds" / f"{options.samples}x{options.length}"
     data = write_feeds([model.feed(row[None]) for row in windows], data)
     learning = {"iters": options.iters, "batch_size": options.batch}
-    setting = _Setting(model, data, out, corpora, learning)
+    setting = _Setting(model, data, out, corpora, learning, options.windows)
     rows: dict[str, Any] = {"float": {**setting.scores(model.float_run), "bits": 32}}
     peers = open_peers() if options.peers else None
     jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
@@ -117,10 +120,12 @@ def _ours(name: str, setting: _Setting) -> dict[str, Any]:
 
     ``:head8`` behind it: embedding and head in one table of 8 bits; ``:head4``: the embedding in 8,
     the head beside it like the layers. ``:prefill`` behind that: int8 products for prompts, timed
-    on a folder that gives the logits of the last token only.
+    on a folder that gives the logits of the last token only. ``:mix3456``: each layer in 3 to 6
+    bits, all together in the size of equal bits; the digits are the choices.
     """
     algorithm, bits, group, kind, *more = name.split(":")
-    if unknown := set(more) - {"head4", "head8", "prefill"}:
+    mixes = [word for word in more if re.fullmatch("mix[1-8]+", word)]
+    if unknown := set(more) - {"head4", "head8", "prefill", *mixes}:
         raise SystemExit(f"{name}: unknown {', '.join(sorted(unknown))}")
     rule = {"match": "lm_head", "bits": 8, "algorithm": "rtn", "zero_point": "int"}
     if "head4" in more:
@@ -143,11 +148,17 @@ def _ours(name: str, setting: _Setting) -> dict[str, Any]:
         "prefill": "int8" if "prefill" in more else None,
         "verify": {"enabled": False},
     }
+    if mixes:
+        zero_point = 0 if kind == "sym" else int(bits)
+        recipe["bits_budget"] = int(bits) + (32 + zero_point) / int(group)
+        recipe["bits_choices"] = [int(digit) for digit in mixes[0].removeprefix("mix")]
     made = setting.out / "artifacts" / name.replace(":", "-")
     job = {
         "model": str(setting.model.folder()),
         "form": None,
-        "calibration": str(setting.data) if algorithm in _NEED_DATA or "prefill" in more else None,
+        "calibration": str(setting.data)
+        if algorithm in _NEED_DATA or "prefill" in more or mixes
+        else None,
     }
     timed = made.with_name(f"{made.name}-last") if "prefill" in more else made
     if timed is not made:
@@ -277,7 +288,7 @@ def _options() -> argparse.Namespace:
             for kind in kinds
         ]
         + ["rtn:4:64:asym:head8", "gptq:4:64:asym:head8", "awq+gptq:4:64:asym:head8:prefill"],
-        help="algorithm:bits:group:sym|asym|float[:head4|:head8[:prefill]], with commas between",
+        help="algorithm:bits:group:sym|asym|float[:head4|:head8][:prefill][:mixDIGITS],...",
     )
     parser.add_argument(
         "--peers",
@@ -299,6 +310,7 @@ def _options() -> argparse.Namespace:
         help="genai-precision[-algo_config] of ONNX Runtime GenAI's builder",
     )
     parser.add_argument("--rounds", type=int, default=5, help="of timing generation; 0: none")
+    parser.add_argument("--windows", type=int, default=8, help="of 512 tokens to score on")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--length", type=int, default=512, help="tokens of each")
     parser.add_argument("--iters", type=int, default=200, help="steps of what learns, by block")

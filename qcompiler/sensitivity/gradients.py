@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qcompiler.lift import lift
 from qcompiler.pipeline.contract import Feed
 
-__all__ = ["weight_damages"]
+__all__ = ["is_logits", "weight_damages"]
 
 _VOCABULARY = 64  # entries at least of what is taken for logits of tokens
 
@@ -111,13 +111,18 @@ def weight_damages(
     }
 
 
+def is_logits(value: ir.Value, output: Tensor) -> bool:
+    """Whether an output is one of logits of tokens, ``[..., vocabulary]``."""
+    return value.name == "logits" and output.shape[-1] >= _VOCABULARY
+
+
 def _loss(value: ir.Value, output: Tensor, generator: torch.Generator) -> Tensor:
     """Its gradients' squares, on average, measure how far the output moves.
 
     For logits the likelihood of classes drawn from them, else random signs on an output of
     length 1.
     """
-    if value.name == "logits" and output.shape[-1] >= _VOCABULARY:
+    if is_logits(value, output):
         flat = output.reshape(-1, output.shape[-1])
         drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)
         return nn.functional.cross_entropy(flat, drawn[:, 0], reduction="sum")

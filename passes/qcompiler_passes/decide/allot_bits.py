@@ -6,31 +6,24 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest
 from qcompiler.analysis.budget import choose_under_budget
 from qcompiler.diagnostics import Code, Diagnostic, QcError
-from qcompiler.ir.edit import constant
-from qcompiler.ir.walk import all_nodes
 from qcompiler.numerics.nbits import stored_bytes
-from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Feed, Pass, PassResult, Phase, State
 from qcompiler.recipe import Recipe
-from qcompiler.schemes import Granularity, QSpec
-from qcompiler.targets.schema import Scheme
-from qcompiler_passes.decide.rows import Rows
-from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
+from qcompiler_passes.decide.bit_options import BitLayer, BitRounding, bit_layers
 from qcompiler_passes.weights.staged import CountedFeeds
 
 __all__ = ["AllotBits"]
 
 _SAMPLES = 8  # each costs a forward and a backward pass
+_TRIED = 4  # samples on which choices are compared, by a forward pass each
+_DISTRUST = (1.0, 2.0, 4.0, 8.0)  # of errors larger than those of equal bits
 _MEGABYTE = 1e6
 
 
@@ -42,9 +35,14 @@ class AllotBits(Pass):
     stored: integers, scales and zero points.
 
     What an option would do to the model's outputs comes from gradients on some of the calibration
-    data (:mod:`qcompiler.sensitivity.gradients`), with weights rounded to nearest in the layer's
-    own groups, which ranks options of other algorithms as well. The choice is exact. Layers whose
+    data (:mod:`qcompiler.sensitivity.gradients`), with weights rounded in the layer's own groups
+    without data, which ranks options of other algorithms as well. The choice is exact. Layers whose
     rule says the bits keep them, and count.
+
+    Gradients know small errors: they make light of those of few bits, and the choice falls on what
+    they underrate. So several choices are made, fewer bits than all could have being taken for one
+    to eight times as bad, and that is kept which moves the outputs least
+    (:mod:`qcompiler.sensitivity.trials`). Equal bits for all are among them.
     """
 
     name: ClassVar[str] = "allot-bits"
@@ -61,7 +59,7 @@ class AllotBits(Pass):
         key = _budget_key(state.recipe)
         if key is None or state.plan is not None:
             return PassResult(modified=False)
-        layers = {str(layer.node.name): layer for layer in _layers(model, state)}
+        layers = {str(layer.node.name): layer for layer in bit_layers(model, state)}
         if not layers:
             raise QcError(
                 Code.TARGET_CANNOT,
@@ -90,23 +88,32 @@ class AllotBits(Pass):
                 " group_size",
                 least=least / unit,
             )
-        is_open = any(len(layer.specs) > 1 for layer in layers.values())
-        feeds = CountedFeeds(_again(state, key) if is_open else ())
-        damages = _damages(model, state, layers, key, feeds)
-        chosen = choose_under_budget(damages, costs, budget * unit)
-        assert chosen is not None, "the least fits"
-        state.bits = chosen
+        rounding = BitRounding(layers, state)
+        open_layers = {name: layer for name, layer in layers.items() if len(layer.specs) > 1}
+        feeds = CountedFeeds(_again(state, key) if open_layers else ())
+        samples = list(itertools.islice(feeds, _SAMPLES))
+        damages = {name: dict.fromkeys(layer.specs, 0.0) for name, layer in layers.items()}
+        if open_layers:
+            damages |= _damages(model, open_layers, rounding, samples, key, state.recipe.seed)
+        even = _even_bits(layers, costs, budget * unit)
+        choices = _choices(damages, costs, budget * unit, even)
+        moved = _moved(model, rounding, choices, samples)
+        best = moved.index(min(moved))
+        chosen = state.bits = choices[best]
         taken = sum(costs[name][bits] for name, bits in chosen.items())
         mean = 8 * taken / weights
         counts = Counter(chosen.values())
         shown = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
+        said = ""
+        if even in choices and len(choices) > 1:
+            said = f"; damage {moved[best] / (moved[-1] or 1.0):.2f} of that of equal bits"
         told = Diagnostic(
             Code.BITS_ALLOTTED,
             key,
             f"{taken / _MEGABYTE:.3f} MB, {mean:.3f} bits per weight, scales included, within"
-            f" {budget:g}: {shown}",
+            f" {budget:g}: {shown}{said}",
             "",
-            {"bits": chosen, "mean": mean, "bytes": taken, "damages": damages},
+            {"bits": chosen, "mean": mean, "bytes": taken, "damages": damages, "moved": moved},
         )
         return PassResult(modified=False, diagnostics=(told, *feeds.too_few(key)))
 
@@ -122,59 +129,15 @@ def _up(number: float) -> float:
     return math.ceil(number * 1000) / 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """A weight and how it may be stored, by bits."""
-
-    node: ir.Node
-    shape: tuple[int, int]
-    specs: Mapping[int, QSpec]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-def _layers(model: ir.Model, state: State) -> Iterator[_Layer]:
-    """MatMul layers that may be stored in one of the recipe's choices."""
-    assert state.shapes is not None
-    recipe = state.recipe
-    wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
-    rows = Rows(state.target, state.form, state.shapes, embeddings=recipe.embeddings)
-    for node in model.graph:
-        wish = wishes[str(node.name)]
-        if node.op_type != "MatMul" or Scheme.WEIGHT not in wish.schemes:
-            continue
-        fixed = wish.rule is not None and wish.rule.bits is not None
-        choices = (wish.bits,) if fixed else recipe.bits_choices
-        specs = {bits: spec for bits in choices if (spec := _spec(rows, node, wish, bits))}
-        array = constant(node.inputs[1]) if specs else None
-        if array is not None and array.ndim == 2:
-            yield _Layer(node, (array.shape[0], array.shape[1]), specs)
-
-
-def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:
-    """How the weight is stored in so many bits; None when no kernel takes it."""
-    wish = dataclasses.replace(wish, bits=bits)
-    for row in rows.of(node):
-        if row.scheme is Scheme.WEIGHT and rows.refusal(row, node, wish) is None:
-            spec = rows.weight_spec(row, wish)
-            if spec is not None and spec.granularity in (Granularity.BLOCK, Granularity.CHANNEL):
-                return spec
-    return None
-
-
 def _damages(
     model: ir.Model,
-    state: State,
-    layers: Mapping[str, _Layer],
+    layers: Mapping[str, BitLayer],
+    rounding: BitRounding,
+    samples: Sequence[Feed],
     key: str,
-    feeds: Iterable[Feed],
+    seed: int,
 ) -> dict[str, dict[int, float]]:
-    open_choices = {name: layer for name, layer in layers.items() if len(layer.specs) > 1}
-    damages = {name: dict.fromkeys(layer.specs, 0.0) for name, layer in layers.items()}
-    if not open_choices:
-        return damages
+    """What each option of each layer does to the outputs, to first order."""
     try:
         from qcompiler.sensitivity.gradients import weight_damages
     except ImportError as missing:
@@ -185,34 +148,66 @@ def _damages(
             "pip install torch, or give bits by rules",
         ) from missing
 
-    rounded: dict[tuple[str, int], QTensor] = {}  # two bytes a number, the error has four
+    rounding.prepare(layers)
+    options = sorted({bits for layer in layers.values() for bits in layer.specs})
+    nodes = [layer.node for layer in layers.values()]
+    found = weight_damages(model.graph, nodes, samples, options, rounding.error, seed=seed)
+    return {
+        name: {bits: found[name][bits] for bits in layer.specs} for name, layer in layers.items()
+    }
 
-    def error(node: ir.Node, bits: int) -> npt.NDArray[np.float32]:
-        array = constant(node.inputs[1])
-        assert array is not None
-        weight = np.asarray(array, np.float32)
-        name = str(node.name)
-        spec = layers[name].specs.get(bits)
-        if spec is None:
-            return np.zeros_like(weight)
-        if (name, bits) not in rounded:
-            clip = CLIP_RATIOS if bits <= 4 else (1.0,)
-            found = round_to_nearest(weight, spec, clip_ratios=clip)
-            rounded[name, bits] = dataclasses.replace(found, q=found.q.astype(np.int16))
-        return rounded[name, bits].dequantize() - weight
 
-    options = sorted({bits for layer in open_choices.values() for bits in layer.specs})
-    found = weight_damages(
-        model.graph,
-        [layer.node for layer in open_choices.values()],
-        list(itertools.islice(feeds, _SAMPLES)),
-        options,
-        error,
-        seed=state.recipe.seed,
-    )
-    for name, layer in open_choices.items():
-        damages[name] = {bits: found[name][bits] for bits in layer.specs}
-    return damages
+def _moved(
+    model: ir.Model,
+    rounding: BitRounding,
+    choices: Sequence[Mapping[str, int]],
+    samples: Sequence[Feed],
+) -> list[float]:
+    """How far the outputs move under each choice; not asked where there is only one."""
+    if len(choices) == 1:
+        return [0.0]
+    from qcompiler.sensitivity.trials import divergences
+
+    return divergences(model.graph, samples[:_TRIED], [rounding.trial(item) for item in choices])
+
+
+def _even_bits(
+    layers: Mapping[str, BitLayer], costs: Mapping[str, Mapping[int, float]], budget: float
+) -> dict[str, int] | None:
+    """The most bits that all layers with a choice can have alike; None when that does not fit."""
+    options = {bits for layer in layers.values() for bits in layer.specs}
+    for bits in sorted(options, reverse=True):
+        even = {
+            name: bits if bits in layer.specs else next(iter(layer.specs))
+            for name, layer in layers.items()
+            if bits in layer.specs or len(layer.specs) == 1
+        }
+        if len(even) == len(layers) and sum(costs[n][b] for n, b in even.items()) <= budget:
+            return even
+    return None
+
+
+def _choices(
+    damages: Mapping[str, Mapping[int, float]],
+    costs: Mapping[str, Mapping[int, float]],
+    budget: float,
+    even: Mapping[str, int] | None,
+) -> list[dict[str, int]]:
+    """Choices within the budget, each once; equal bits, where they fit, come last."""
+    found = []
+    for factor in _DISTRUST if even else _DISTRUST[:1]:
+        weighed = {
+            name: {
+                bits: damage * (factor if even and bits < even[name] else 1.0)
+                for bits, damage in options.items()
+            }
+            for name, options in damages.items()
+        }
+        choice = choose_under_budget(weighed, costs, budget)
+        assert choice is not None, "the least fits"
+        if choice not in found and choice != even:
+            found.append(choice)
+    return [*found, dict(even)] if even else found
 
 
 def _again(state: State, key: str) -> Iterable[Feed]:

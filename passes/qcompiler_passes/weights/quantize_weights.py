@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.algorithms.data_free import HqqOptions, RtnOptions, hqq, k_quant, rtn
-from qcompiler.algorithms.double_quantization import with_quantized_scales
 from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest
 from qcompiler.diagnostics import QcError
 from qcompiler.ir.edit import constant
@@ -24,8 +22,8 @@ from qcompiler.schemes import Granularity, QSpec
 from qcompiler.stages.cut import Site
 from qcompiler.stages.store import StoredWeights, WeightStore
 from qcompiler.targets.conditions import is_constant
-from qcompiler.targets.schema import Form
 from qcompiler_passes.planned import bias_operand, fused_behind, stored_parameters, tied_tables
+from qcompiler_passes.weights.alone import round_alone
 
 __all__ = ["QuantizeWeights", "WeightUse", "planned_weights"]
 
@@ -154,7 +152,9 @@ class QuantizeWeights(Pass):
         assert array is not None
         where = f"{use.value.name} of {use.node.name}"
         if use.algorithm:
-            return _round_alone(array, use, state, where)
+            return round_alone(
+                array, use.spec, use.algorithm, state.recipe, state.form, where=where
+            )
         few_bits = use.spec.width <= 4
         return round_to_nearest(
             np.asarray(array, np.float32),
@@ -163,28 +163,6 @@ class QuantizeWeights(Pass):
             clip_ratios=CLIP_RATIOS if self.clip and few_bits else (1.0,),
             smallest_scale=floor,
         )
-
-
-def _round_alone(array: npt.NDArray[Any], use: WeightUse, state: State, where: str) -> QTensor:
-    """Round the weight of a weight-only kernel, and its scales where they are quantized too.
-
-    Negative scales, which the full range may want, are for the runtime that is known to take them.
-    """
-    recipe, ours = state.recipe, state.form is Form.ORT
-    spec = dataclasses.replace(use.spec, scales=None)
-    if use.algorithm == "hqq" or spec.float_zero:
-        tensor = hqq(
-            array, spec, HqqOptions(**recipe.hqq.model_dump()), full_range=ours, where=where
-        )
-    elif use.algorithm == "k-quant":
-        tensor = k_quant(array, spec, full_range=ours, where=where)
-    else:
-        options = RtnOptions(**recipe.rtn.model_dump())
-        options = dataclasses.replace(options, full_range=options.full_range and ours)
-        tensor = rtn(array, spec, options, where=where)
-    if use.spec.scales is None:
-        return tensor
-    return with_quantized_scales(tensor, use.spec.scales, array)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

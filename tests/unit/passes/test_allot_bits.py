@@ -103,3 +103,40 @@ def test_what_is_refused_can_be_copied():
 def test_one_budget_only():
     with pytest.raises(QcError, match="not both"):
         compiled(5.0, megabytes_budget=1.0)
+
+
+def moved_of(artifact):
+    told = next(d for d in artifact.report.diagnostics if d.code is Code.BITS_ALLOTTED)
+    return told.values["moved"], told
+
+
+def test_equal_bits_are_tried_and_taken_when_nothing_else_moves_the_outputs_less(monkeypatch):
+    from qcompiler.sensitivity import trials
+
+    seen = []
+
+    def measured(graph, feeds, rounded):
+        seen.append([{t.spec.width for t in trial.values()} for trial in rounded])
+        return [2.0] * (len(rounded) - 1) + [1.0]
+
+    monkeypatch.setattr(trials, "divergences", measured)
+    artifact = compiled(7.0)
+    assert set(bits_of(artifact)[0].values()) == {4}
+    assert seen[0][-1] == {4}
+    assert len(seen[0]) > 1
+    assert "damage 1.00 of that of equal bits" in moved_of(artifact)[1].message
+
+
+def test_what_is_chosen_moves_the_outputs_least_of_all_that_was_tried():
+    artifact = compiled(7.0)
+    moved, told = moved_of(artifact)
+    assert len(moved) > 1
+    assert f"damage {min(moved) / moved[-1]:.2f} of that of equal bits" in told.message
+
+
+def test_damages_are_of_the_rounding_that_is_deployed():
+    """Of symmetric groups the runtime's form may use negative scales, other forms may not."""
+    budget = 7.0
+    ours = bits_of(compiled(budget))[2]
+    plain = bits_of(compiled(budget, rtn={"search": False}))[2]
+    assert sum(d[2] for d in ours.values()) < sum(d[2] for d in plain.values())

@@ -1,0 +1,125 @@
+"""Weights whose bits may be chosen: what they may become, and what that makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompiler.ir.edit import constant
+from qcompiler.ir.walk import all_nodes
+from qcompiler.numerics.parallel import on_all_cores
+from qcompiler.numerics.qtensor import QTensor
+from qcompiler.pipeline.contract import State
+from qcompiler.schemes import Granularity, QSpec
+from qcompiler.targets.schema import Scheme
+from qcompiler_passes.decide.rows import Rows
+from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
+from qcompiler_passes.weights.alone import round_alone
+
+__all__ = ["BitLayer", "BitRounding", "bit_layers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BitLayer:
+    """A weight and how it may be stored.
+
+    Attributes:
+        node: The MatMul that reads it.
+        shape: ``[K, N]``.
+        specs: By bits.
+        algorithm: What will round it.
+    """
+
+    node: ir.Node
+    shape: tuple[int, int]
+    specs: Mapping[int, QSpec]
+    algorithm: str
+
+    @property
+    def size(self) -> int:
+        """Elements of the weight."""
+        return math.prod(self.shape)
+
+
+def bit_layers(model: ir.Model, state: State) -> Iterator[BitLayer]:
+    """MatMul layers that may be stored in one of the recipe's choices."""
+    assert state.shapes is not None
+    recipe = state.recipe
+    wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
+    rows = Rows(state.target, state.form, state.shapes, embeddings=recipe.embeddings)
+    for node in model.graph:
+        wish = wishes[str(node.name)]
+        if node.op_type != "MatMul" or Scheme.WEIGHT not in wish.schemes:
+            continue
+        fixed = wish.rule is not None and wish.rule.bits is not None
+        choices = (wish.bits,) if fixed else recipe.bits_choices
+        specs = {bits: spec for bits in choices if (spec := _spec(rows, node, wish, bits))}
+        array = constant(node.inputs[1]) if specs else None
+        if array is not None and array.ndim == 2:
+            yield BitLayer(node, (array.shape[0], array.shape[1]), specs, wish.algorithm)
+
+
+def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:
+    """How the weight is stored in so many bits; None when no kernel takes it."""
+    wish = dataclasses.replace(wish, bits=bits)
+    for row in rows.of(node):
+        if row.scheme is Scheme.WEIGHT and rows.refusal(row, node, wish) is None:
+            spec = rows.weight_spec(row, wish)
+            if spec is not None and spec.granularity in (Granularity.BLOCK, Granularity.CHANNEL):
+                return spec
+    return None
+
+
+class BitRounding:
+    """Layers rounded under their options, each once and without data."""
+
+    def __init__(self, layers: Mapping[str, BitLayer], state: State) -> None:
+        self._layers = layers
+        self._state = state
+        self._done: dict[tuple[str, int], QTensor] = {}
+
+    def of(self, name: str, bits: int) -> QTensor:
+        """The layer's weight in so many bits."""
+        if (name, bits) not in self._done:
+            layer = self._layers[name]
+            found = round_alone(
+                self._weight(name), layer.specs[bits], layer.algorithm, self._state.recipe,
+                self._state.form, where=name,
+            )  # fmt: skip
+            # of unsigned and signed types alike: a byte an element
+            small = found.q.astype(np.int8 if found.spec.is_signed else np.uint8)
+            self._done[name, bits] = dataclasses.replace(found, q=small)
+        return self._done[name, bits]
+
+    def error(self, node: ir.Node, bits: int) -> npt.NDArray[np.float32]:
+        """Rounded less float weight, ``[K, N]``; 0 for what is no option of the layer."""
+        name = str(node.name)
+        weight = self._weight(name)
+        if bits not in self._layers[name].specs:
+            return np.zeros_like(weight)
+        return self.of(name, bits).dequantize() - weight
+
+    def trial(self, choice: Mapping[str, int]) -> dict[ir.Value, QTensor]:
+        """Rounded weights by the constants that they stand for."""
+        found = {}
+        for name, bits in choice.items():
+            value = self._layers[name].node.inputs[1]
+            assert value is not None
+            found[value] = self.of(name, bits)
+        return found
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Round all options of these layers, on all processors."""
+        on_all_cores(
+            lambda key: self.of(*key), [(x, bits) for x in names for bits in self._layers[x].specs]
+        )
+
+    def _weight(self, name: str) -> npt.NDArray[np.float32]:
+        array = constant(self._layers[name].node.inputs[1])
+        assert array is not None
+        return np.asarray(array, np.float32)

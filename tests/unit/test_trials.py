@@ -1,0 +1,70 @@
+"""Trials of rounded weights against the runtime with these weights in the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch")
+
+from qcompiler.algorithms.data_free import rtn
+from qcompiler.ir.edit import constant, name_everything
+from qcompiler.runtime.session import open_session, run
+from qcompiler.schemes import Granularity, QSpec
+from qcompiler.sensitivity.trials import divergences
+from qcompiler_models.tiny import build, feeds
+
+SPEC = QSpec(ir.DataType.UINT4, Granularity.BLOCK, symmetric=True, axis=0, group_size=16)
+
+
+def rounded_weights(model):
+    name_everything(model)
+    layers = [n for n in model.graph if n.op_type == "MatMul" and constant(n.inputs[1]) is not None]
+    return {n.inputs[1]: rtn(constant(n.inputs[1]), SPEC) for n in layers}
+
+
+def outputs_with(model, trial, feed):
+    kept = {value: value.const_value for value in trial}
+    for value, tensor in trial.items():
+        value.const_value = ir.tensor(tensor.dequantize(), name=value.name)
+    found = run(open_session(model), feed)
+    for value, tensor in kept.items():
+        value.const_value = tensor
+    return found
+
+
+def test_squared_errors_are_shares_of_the_output_and_means_over_feeds():
+    model, samples = build("mlp"), feeds("mlp", 3)
+    rounded = rounded_weights(model)
+    first = dict(list(rounded.items())[:1])
+    found = divergences(model.graph, samples, [first, rounded, {}])
+    for trial, measured in zip((first, rounded), found, strict=False):
+        shares = []
+        for feed in samples:
+            want, got = outputs_with(model, {}, feed), outputs_with(model, trial, feed)
+            shares.append(sum(np.sum((got[k] - x) ** 2) / np.sum(x**2) for k, x in want.items()))
+        assert measured == pytest.approx(np.mean(shares), rel=1e-3)
+    assert found[0] > 0.0
+    assert found[2] == 0.0
+
+
+def test_logits_are_judged_by_divergence():
+    rng = np.random.default_rng(0)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2, 16]))
+    data = rng.normal(size=(16, 64)).astype(np.float32)
+    weight = ir.Value(name="w", const_value=ir.tensor(data, name="w"))
+    node = ir.node("MatMul", [x, weight], name="head")
+    node.outputs[0].name = "logits"
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 20})
+    feed = {"x": rng.normal(size=(2, 16)).astype(np.float32)}
+    tensor = rtn(data, SPEC)
+
+    def shares(weights):
+        logits = feed["x"].astype(np.float64) @ weights
+        logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+        return logits
+
+    p, q = shares(data), shares(tensor.dequantize())
+    wanted = 2 * (np.exp(p) * (p - q)).sum()
+    assert divergences(graph, [feed], [{weight: tensor}]) == [pytest.approx(wanted, rel=1e-3)]
