@@ -28,6 +28,8 @@ __all__ = [
     "round_trip",
 ]
 
+_EXACT_BYTES = 2  # integers of so many bytes and their differences are exact in float32
+
 Array = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -120,6 +122,9 @@ def dequantize(q: npt.NDArray[Any], scale: Array, zero_point: IntArray) -> Array
     """Float32 values that ``q``, integers or 8-bit floats, stands for."""
     if is_float8(q):
         return (q.astype(np.float32) * scale).astype(np.float32)
+    if q.dtype.itemsize <= _EXACT_BYTES:
+        steps = np.subtract(q, zero_point, dtype=np.float32, casting="unsafe")
+        return (steps * scale).astype(np.float32, copy=False)
     return ((q.astype(np.int32) - zero_point).astype(np.float32) * scale).astype(np.float32)
 
 

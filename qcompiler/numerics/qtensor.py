@@ -64,18 +64,33 @@ class QTensor:
 
     def dequantize(self) -> Array:
         """The float32 tensor it stands for, shape of ``q``."""
-        scale = expand_groups(self.scale, self.q.shape, self.spec)
+        axis, size = self._group_axis, self.spec.group_size
+        if axis is None or not size or self.q.shape[axis] % size:
+            return self._floats(
+                self.q, *(expand_groups(x, self.q.shape, self.spec) for x in self._params)
+            )
+        # groups on an axis of their own: nothing has to be repeated
+        split = [*self.q.shape[:axis], -1, size, *self.q.shape[axis + 1 :]]
+        parts = (np.expand_dims(x, axis + 1) for x in self._params)
+        return self._floats(self.q.reshape(split), *parts).reshape(self.q.shape)
+
+    @property
+    def _params(self) -> tuple[npt.NDArray[Any], ...]:
+        return (self.scale,) if self.zero_point is None else (self.scale, self.zero_point)
+
+    def _floats(
+        self, q: npt.NDArray[Any], scale: Array, zero: npt.NDArray[Any] | None = None
+    ) -> Array:
         if self.spec.codebook:
-            entries: Array = CODEBOOKS[self.spec.codebook][self.q]
+            entries: Array = CODEBOOKS[self.spec.codebook][q]
             floats: Array = entries * scale
             return floats
-        if self.zero_point is None:
-            return dequantize(self.q, scale, np.zeros((), np.int32))
-        zeros = expand_groups(self.zero_point, self.q.shape, self.spec)
+        if zero is None:
+            return dequantize(q, scale, np.zeros((), np.int32))
         if self.spec.float_zero:
-            shifted: Array = (self.q.astype(np.float32) - zeros) * scale
+            shifted: Array = (q.astype(np.float32) - zero) * scale
             return shifted
-        return dequantize(self.q, scale, zeros)
+        return dequantize(q, scale, zero)
 
 
 def expand_groups(

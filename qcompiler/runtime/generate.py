@@ -120,6 +120,10 @@ def _check(folder: pathlib.Path) -> Mapping[str, Any]:
             "generating text needs onnxruntime-genai, which is not installed",
             'pip install "qcompiler-onnx[genai]"',
         )
+    if not folder.is_dir():
+        raise QcError(
+            Code.NO_FILE, str(folder), "there is no such folder", "give one that a compile wrote"
+        )
     if not (folder / CONFIG).is_file():
         raise QcError(
             Code.NOT_ARTIFACT,

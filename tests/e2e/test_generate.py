@@ -90,6 +90,8 @@ def test_a_model_without_a_tokenizer_is_refused_when_text_is_wanted(tmp_path: pa
 def test_a_folder_without_a_language_model_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(QcError, match="holds no language model"):
         list(generate.generate(tmp_path, PROMPT))
+    with pytest.raises(QcError, match="there is no such folder"):
+        list(generate.generate(tmp_path / "typo", PROMPT))
 
 
 @pytest.mark.parametrize("prompt", ["", "lamp " * 200])
