@@ -123,8 +123,8 @@ def dequantize(q: npt.NDArray[Any], scale: Array, zero_point: IntArray) -> Array
     if is_float8(q):
         return (q.astype(np.float32) * scale).astype(np.float32)
     if q.dtype.itemsize <= _EXACT_BYTES:
-        steps = np.subtract(q, zero_point, dtype=np.float32, casting="unsafe")
-        return (steps * scale).astype(np.float32, copy=False)
+        steps: Array = np.subtract(q, zero_point, dtype=np.float32, casting="unsafe")
+        return np.asarray(steps * scale, np.float32)
     return ((q.astype(np.int32) - zero_point).astype(np.float32) * scale).astype(np.float32)
 
 

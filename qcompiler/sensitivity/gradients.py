@@ -22,6 +22,7 @@ from qcompiler.pipeline.contract import Feed
 
 __all__ = ["is_logits", "weight_damages"]
 
+_ROWS = 256  # of a sample that errors are computed for, of all that gradients came from
 _VOCABULARY = 64  # entries at least of what is taken for logits of tokens
 
 
@@ -100,15 +101,25 @@ def weight_damages(
             g = y.grad
             if g is None:  # reaches outputs of integers only
                 continue
-            x, g = x.detach().reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+            x, g, share = _some_rows(x.detach(), g, generator)
             for option in options:
                 e = x @ torch.from_numpy(error(node, option))
-                totals[str(node.name)][option] += float((e * g).sum(-1).square().sum())
+                squares = float((e * g).sum(-1).square().sum())
+                totals[str(node.name)][option] += squares / share
             tap.seen = None
     return {
         name: {option: total / max(count, 1) for option, total in found.items()}
         for name, found in totals.items()
     }
+
+
+def _some_rows(x: Tensor, g: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Rows of what a layer reads and of its output's gradient, and their share of all rows."""
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    if len(x) <= _ROWS:
+        return x, g, 1.0
+    chosen = torch.randperm(len(x), generator=generator)[:_ROWS]
+    return x[chosen], g[chosen], _ROWS / len(x)
 
 
 def is_logits(value: ir.Value, output: Tensor) -> bool:

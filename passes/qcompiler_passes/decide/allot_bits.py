@@ -22,8 +22,8 @@ from qcompiler_passes.weights.staged import CountedFeeds
 __all__ = ["AllotBits"]
 
 _SAMPLES = 8  # each costs a forward and a backward pass
-_TRIED = 4  # samples on which choices are compared, by a forward pass each
-_DISTRUST = (1.0, 2.0, 4.0, 8.0)  # of errors larger than those of equal bits
+_TRIED = 2  # samples on which choices are compared, by a forward pass each
+_DISTRUST = (1.0, 2.0, 4.0)  # of errors larger than those of equal bits
 _MEGABYTE = 1e6
 
 
@@ -41,7 +41,7 @@ class AllotBits(Pass):
 
     Gradients know small errors: they make light of those of few bits, and the choice falls on what
     they underrate. So several choices are made, fewer bits than all could have being taken for one
-    to eight times as bad, and that is kept which moves the outputs least
+    to four times as bad, and that is kept which moves the outputs least
     (:mod:`qcompiler.sensitivity.trials`). Equal bits for all are among them.
     """
 
