@@ -76,7 +76,7 @@ def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:
 
 
 class BitRounding:
-    """Layers rounded under their options, each once and without data."""
+    """Layers rounded under their options, each once and without data; a byte an element."""
 
     def __init__(self, layers: Mapping[str, BitLayer], state: State) -> None:
         self._layers = layers
@@ -87,13 +87,10 @@ class BitRounding:
         """The layer's weight in so many bits."""
         if (name, bits) not in self._done:
             layer = self._layers[name]
-            found = round_alone(
+            self._done[name, bits] = round_alone(
                 self._weight(name), layer.specs[bits], layer.algorithm, self._state.recipe,
                 self._state.form, where=name,
             )  # fmt: skip
-            # of unsigned and signed types alike: a byte an element
-            small = found.q.astype(np.int8 if found.spec.is_signed else np.uint8)
-            self._done[name, bits] = dataclasses.replace(found, q=small)
         return self._done[name, bits]
 
     def error(self, node: ir.Node, bits: int) -> npt.NDArray[np.float32]:
@@ -105,12 +102,13 @@ class BitRounding:
         return self.of(name, bits).dequantize() - weight
 
     def trial(self, choice: Mapping[str, int]) -> dict[ir.Value, QTensor]:
-        """Rounded weights by the constants that they stand for."""
+        """Rounded weights of layers that have a choice, by the constants that they stand for."""
         found = {}
         for name, bits in choice.items():
-            value = self._layers[name].node.inputs[1]
-            assert value is not None
-            found[value] = self.of(name, bits)
+            layer = self._layers[name]
+            value = layer.node.inputs[1]
+            if value is not None and len(layer.specs) > 1:
+                found[value] = self.of(name, bits)
         return found
 
     def prepare(self, names: Iterable[str]) -> None:
