@@ -70,7 +70,8 @@ class QTensor:
                 self.q, *(expand_groups(x, self.q.shape, self.spec) for x in self._params)
             )
         # groups on an axis of their own: nothing has to be repeated
-        split = [*self.q.shape[:axis], -1, size, *self.q.shape[axis + 1 :]]
+        groups = self.q.shape[axis] // size
+        split = [*self.q.shape[:axis], groups, size, *self.q.shape[axis + 1 :]]
         parts = (np.expand_dims(x, axis + 1) for x in self._params)
         return self._floats(self.q.reshape(split), *parts).reshape(self.q.shape)
 

@@ -105,7 +105,9 @@ class AllotBits(Pass):
         counts = Counter(chosen.values())
         shown = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
         said = ""
-        if even in choices and len(choices) > 1:
+        if even is None:
+            said = "; no equal bits suit all layers, so this was not compared with any"
+        elif len(choices) > 1:
             said = f"; damage {moved[best] / (moved[-1] or 1.0):.2f} of that of equal bits"
         told = Diagnostic(
             Code.BITS_ALLOTTED,

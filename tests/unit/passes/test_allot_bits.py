@@ -140,3 +140,12 @@ def test_damages_are_of_the_rounding_that_is_deployed():
     ours = bits_of(compiled(budget))[2]
     plain = bits_of(compiled(budget, rtn={"search": False}))[2]
     assert sum(d[2] for d in ours.values()) < sum(d[2] for d in plain.values())
+
+
+def test_what_could_not_be_compared_is_told(monkeypatch):
+    from qcompiler_passes.decide import allot_bits
+
+    monkeypatch.setattr(allot_bits, "_even_bits", lambda layers, costs, budget: None)
+    moved, told = moved_of(compiled(7.0))
+    assert moved == [0.0]
+    assert "not compared" in told.message
