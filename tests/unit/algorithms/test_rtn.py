@@ -129,3 +129,8 @@ def test_quantizing_is_idempotent(text: str, rows: int, columns: int, seed: int)
     # scales are taken from the extrema again, which are multiples of the first ones
     steps = expand_groups(round_to_nearest(once, spec).scale, once.shape, spec)
     assert (np.abs(once - twice) <= (0.51 if spec.symmetric else 1.01) * steps).all()
+
+
+def test_groups_of_an_empty_weight_dequantize() -> None:
+    empty = round_to_nearest(np.zeros((64, 0), np.float32), QSpec.parse("u4g16@0"))
+    assert empty.dequantize().shape == (64, 0)
