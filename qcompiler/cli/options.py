@@ -20,12 +20,17 @@ Target = Annotated[str, typer.Option(help="Target name or file; see `qcompile ta
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        help="auto, static-int8, dynamic-int8, weight-int8, weight-int4, float, or a "
-        "TOML/YAML/JSON file."
+        help="auto, static-int8, dynamic-int8, weight-int8, weight-int4, static-fp8, static-a16w8, "
+        "float; of language models w4-rtn, w4-k-quant, w4-hqq, w4-gptq, w4-awq, w4-teq, "
+        "w4-autoround (-light, -best); or a TOML/YAML/JSON file."
     ),
 ]
 Calibration = Annotated[
-    str | None, typer.Option(help=".npz file of inputs, or a folder of such files.")
+    str | None,
+    typer.Option(
+        help=".npz or .npy file of inputs, or a folder of .npz files; for a model with a tokenizer "
+        "also text: .txt, .md, .json or .jsonl."
+    ),
 ]
 Form = Annotated[str | None, typer.Option(help="ort or qdq; default: the target's.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler.recipe import RECIPES
+
 Cli = Callable[..., Any]
 FORCED = "base = 'static-int8'\nforce = true\n"
 
@@ -232,6 +234,12 @@ def test_help_shows_every_option(cli: Cli, command: str) -> None:
     said = cli(command, "--help")
     assert said.code == 0
     assert "--help" in said.out
+
+
+def test_help_of_compile_names_the_recipes(cli: Cli) -> None:
+    words = set(cli("compile", "--help").out.replace("│", " ").replace(",", " ").split())
+    variants = ("-light", "-best", "-e5m2")  # said behind their stem, or left to the docs
+    assert {name for name in RECIPES if not name.endswith(variants)} <= words | {"float"}
 
 
 def test_keep_float_returns_nodes_and_explain_ranks_them(

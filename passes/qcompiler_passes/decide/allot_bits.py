@@ -67,27 +67,12 @@ class AllotBits(Pass):
                 "found no layer that is stored in low-bit weights alone",
                 "choose a weight-only recipe, as 'weight-int4'",
             )
-        weights = sum(layer.size for layer in layers.values())
-        # bytes of what the user counts in
-        unit = _MEGABYTE if key == "megabytes_budget" else weights / 8
-        budget = getattr(state.recipe, key)
         costs = {
             name: {bits: stored_bytes(spec, layer.shape) for bits, spec in layer.specs.items()}
             for name, layer in layers.items()
         }
-        least = sum(min(found.values()) for found in costs.values())
-        if least > budget * unit:
-            what = "MB for" if key == "megabytes_budget" else "bits for each of"
-            raise QcError(
-                Code.TARGET_CANNOT,
-                key,
-                f"found {budget:g} {what} {weights} weights, scales and zero points included; the"
-                f" options {', '.join(map(str, state.recipe.bits_choices))} need"
-                f" {_up(least / unit):g} at least",
-                f"give {_up(least / unit):g} or more, fewer bits in bits_choices, or a larger"
-                " group_size",
-                least=least / unit,
-            )
+        weights = sum(layer.size for layer in layers.values())
+        budget = _bytes_to_spend(key, state.recipe, costs, weights)
         rounding = BitRounding(layers, state)
         open_layers = {name: layer for name, layer in layers.items() if len(layer.specs) > 1}
         feeds = CountedFeeds(_again(state, key) if open_layers else ())
@@ -95,25 +80,21 @@ class AllotBits(Pass):
         damages = {name: dict.fromkeys(layer.specs, 0.0) for name, layer in layers.items()}
         if open_layers:
             damages |= _damages(model, open_layers, rounding, samples, key, state.recipe.seed)
-        even = _even_bits(layers, costs, budget * unit)
-        choices = _choices(damages, costs, budget * unit, even)
+        even = _even_bits(layers, costs, budget)
+        choices = _choices(damages, costs, budget, even)
         moved = _moved(model, rounding, choices, samples)
         best = moved.index(min(moved))
         chosen = state.bits = choices[best]
+        compared = _compared(moved, best, even)
         taken = sum(costs[name][bits] for name, bits in chosen.items())
         mean = 8 * taken / weights
         counts = Counter(chosen.values())
         shown = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
-        said = ""
-        if even is None:
-            said = "; no equal bits suit all layers, so this was not compared with any"
-        elif len(choices) > 1:
-            said = f"; damage {moved[best] / (moved[-1] or 1.0):.2f} of that of equal bits"
         told = Diagnostic(
             Code.BITS_ALLOTTED,
             key,
             f"{taken / _MEGABYTE:.3f} MB, {mean:.3f} bits per weight, scales included, within"
-            f" {budget:g}: {shown}{said}",
+            f" {getattr(state.recipe, key):g}: {shown}{compared}",
             "",
             {"bits": chosen, "mean": mean, "bytes": taken, "damages": damages, "moved": moved},
         )
@@ -124,6 +105,27 @@ def _budget_key(recipe: Recipe) -> Literal["bits_budget", "megabytes_budget"] | 
     if recipe.bits_budget is not None:
         return "bits_budget"
     return "megabytes_budget" if recipe.megabytes_budget is not None else None
+
+
+def _bytes_to_spend(
+    key: str, recipe: Recipe, costs: Mapping[str, Mapping[int, float]], weights: int
+) -> float:
+    """The budget in bytes; an error where the cheapest options do not fit."""
+    in_megabytes = key == "megabytes_budget"
+    unit = _MEGABYTE if in_megabytes else weights / 8
+    budget: float = getattr(recipe, key)
+    least = sum(min(found.values()) for found in costs.values()) / unit
+    if least > budget:
+        raise QcError(
+            Code.TARGET_CANNOT,
+            key,
+            f"found {budget:g} {'MB for' if in_megabytes else 'bits for each of'} {weights}"
+            " weights, scales and zero points included; the options"
+            f" {', '.join(map(str, recipe.bits_choices))} need {_up(least):g} at least",
+            f"give {_up(least):g} or more, fewer bits in bits_choices, or a larger group_size",
+            least=least,
+        )
+    return budget * unit
 
 
 def _up(number: float) -> float:
@@ -171,6 +173,15 @@ def _moved(
     from qcompiler.sensitivity.trials import divergences
 
     return divergences(model.graph, samples[:_TRIED], [rounding.trial(item) for item in choices])
+
+
+def _compared(moved: Sequence[float], best: int, even: object) -> str:
+    """What the choice did beside equal bits, which are the last that was tried."""
+    if even is None:
+        return "; no equal bits suit all layers, so this was not compared with any"
+    if len(moved) == 1:
+        return ""
+    return f"; damage {moved[best] / (moved[-1] or 1.0):.2f} of that of equal bits"
 
 
 def _even_bits(
