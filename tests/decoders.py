@@ -89,10 +89,23 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 24,
             "sliding_window": 5,
             "layer_types": ["sliding_attention", "full_attention"],
+            "attn_logit_softcapping": 2.0,  # which this family does not read
+            "final_logit_softcapping": 1.5,
         },
     ),
     "gpt2": ("GPT2", {**_GPT2}),
+    "gpt2-unscaled": ("GPT2", {**_GPT2, "scale_attn_weights": False}),
 }
+# Switches of other families, which some published files hold and no model of these reads.
+_FOREIGN = {
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 1.5,
+    "hidden_activation": "gelu",
+    "partial_rotary_factor": 0.5,
+}
+DECODERS["llama-foreign"] = ("Llama", {**_SIZES, "head_dim": 32, **_FOREIGN})
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 _MODELS = {"GPT2": "GPT2LMHeadModel"}
 

@@ -25,10 +25,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.frontends.rotary_caches import widen_rotary_caches
 from qcompiler.pipeline.contract import Feed
 
 __all__ = [
     "ExampleInputs",
+    "batch_of",
+    "doubled",
     "evaluation_mode",
     "example_feed",
     "export_to_ir",
@@ -78,6 +81,7 @@ def export_to_ir(
         raise export_error(error, source) from error
     assert program is not None, "export with dynamo=True gives a program"
     model: ir.Model = program.model
+    widen_rotary_caches(model)
     return model
 
 
@@ -287,6 +291,17 @@ def without_bfloat16(
     wide = inputs.map(lambda x: x.float() if x.dtype is torch.bfloat16 else x)
     told = Diagnostic(Code.CAST_TO_FLOAT, source, "the bfloat16 weights were converted to float32")
     return copy.deepcopy(module).float(), wide, [told]
+
+
+def batch_of(inputs: ExampleInputs) -> int | None:
+    """The size that all inputs have along axis 0; None when they differ."""
+    sizes = {item.shape[0] if item.ndim else None for item in inputs.tensors()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def doubled(inputs: ExampleInputs) -> ExampleInputs:
+    """A batch of one twice, any other as it is: torch.export takes a size of 1 for a constant."""
+    return inputs.map(lambda x: torch.cat([x, x])) if batch_of(inputs) == 1 else inputs
 
 
 def example_feed(model: ir.Model, tensors: Sequence[torch.Tensor]) -> Feed | None:

@@ -13,6 +13,8 @@ from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.opened import Kind, Opened
 from qcompiler.frontends.torch_export import (
     ExampleInputs,
+    batch_of,
+    doubled,
     evaluation_mode,
     example_feed,
     export_to_ir,
@@ -49,28 +51,20 @@ def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
 def _export_with_batch(
     module: torch.nn.Module, inputs: ExampleInputs, source: str, names: list[str]
 ) -> tuple[ir.Model, list[Diagnostic]]:
-    batch = _batch_of(inputs)
-    if batch is None:
+    if batch_of(inputs) is None:
         reason = "the inputs do not all have the same size along axis 0"
         return export_to_ir(module, inputs, source, outputs=names), [_fixed(source, reason)]
-    # torch.export takes a size of 1 for a constant, so a batch of one is doubled
-    wide = inputs.map(lambda x: torch.cat([x, x])) if batch == 1 else inputs
     dynamic = pytree.tree_map(
         lambda x: {0: "batch"} if isinstance(x, torch.Tensor) else None, inputs.named
     )
     try:
-        model = export_to_ir(module, wide, source, dynamic=dynamic, outputs=names)
+        model = export_to_ir(module, doubled(inputs), source, dynamic=dynamic, outputs=names)
     except QcError as error:
         fixed = export_to_ir(module, inputs, source, outputs=names)
         return fixed, [_fixed(source, error.diagnostic.message)]
     if any(isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape):
         return model, [_fixed(source, "torch found that the batch must be constant")]
     return model, []
-
-
-def _batch_of(inputs: ExampleInputs) -> int | None:
-    sizes = {item.shape[0] if item.ndim else None for item in inputs.tensors()}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _fixed(source: str, reason: str) -> Diagnostic:

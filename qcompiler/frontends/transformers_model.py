@@ -15,6 +15,7 @@ from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.opened import Opened
 from qcompiler.frontends.torch_export import (
     ExampleInputs,
+    doubled,
     evaluation_mode,
     example_feed,
     export_to_ir,
@@ -85,7 +86,7 @@ def open_pretrained(model: Any, example_inputs: Any, source: str) -> Opened:
     with evaluation_mode(model), _without_cache(model):
         names = output_names(run_once(model, inputs, source), tuple(inputs.named))
         dynamic = {name: _axes(name, item) for name, item in inputs.named.items()}
-        exported = export_to_ir(model, inputs, source, dynamic=dynamic, outputs=names)
+        exported = export_to_ir(model, doubled(inputs), source, dynamic=dynamic, outputs=names)
     opened = admit(exported, "transformers", source, example_feed(exported, inputs.tensors()))
     return with_diagnostics(opened, *notes)
 

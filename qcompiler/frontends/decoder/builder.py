@@ -27,6 +27,7 @@ __all__ = ["build"]
 
 _BATCH, _SEQUENCE = "batch", "sequence"
 _TOKENS = (_BATCH, _SEQUENCE)
+_ROWS = 1024  # of tables that are compared at a time
 _INT64, _INT32, _FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT
 
 
@@ -131,8 +132,11 @@ class _Builder(Writer):
     def _embedding(self, ids: ir.Value, lengths: _Lengths) -> ir.Value:
         sizes, emit = self.geometry, self.emit
         module = self.family.top["embedding"]
-        stored = self._stored(f"{module}.weight", (sizes.vocabulary, sizes.width))
-        table = self._constant(View(stored))
+        name = f"{module}.weight"
+        where = name
+        if sizes.tied and name not in self.weights:
+            where = f"{self.family.top['head']}.weight"  # either may be the one that is stored
+        table = self._constant(View(self._stored(where, (sizes.vocabulary, sizes.width))), name)
         shape = (*_TOKENS, sizes.width)
         x = emit.op("Gather", [table, ids], f"{module}/Gather", shape, module=module)
         if self.family.scaled_embedding:
@@ -351,9 +355,10 @@ class _Builder(Writer):
             x, weight = self._dequantized(x, module, module, (sizes.width, sizes.vocabulary))
         else:
             where = name
-            if sizes.tied or name not in self.weights:
-                self.used.add(name)  # a copy of the embedding, where there is one
-                where = f"{self.family.top['embedding']}.weight"
+            table = f"{self.family.top['embedding']}.weight"
+            if sizes.tied and self._is_copy(name, table):
+                self.used.add(name)
+                where = table
             stored = self._stored(where, (sizes.vocabulary, sizes.width))
             weight = self._constant(View(stored, transposed=True), name)
         cap = sizes.logit_softcap
@@ -369,3 +374,14 @@ class _Builder(Writer):
         return emit.op(
             "Mul", [squashed, factor], f"{module}/Mul", shape, module=module, output="logits"
         )
+
+    def _is_copy(self, head: str, table: str) -> bool:
+        """Whether a tied head may be left out: transformers goes by the file where both differ."""
+        if head not in self.weights or table not in self.weights:
+            return table in self.weights
+        a, b = self.weights[head], self.weights[table]
+        if a.shape != b.shape:
+            return False
+        ours, theirs = a.read(), b.read()
+        parts = (slice(begin, begin + _ROWS) for begin in range(0, a.shape[0], _ROWS))
+        return all(np.array_equal(ours[part], theirs[part]) for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -13,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends.decoder.families import Family
 from qcompiler.ir.lazy import Stored
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INDEX", "WEIGHTS", "from_folder", "from_module"]
+__all__ = ["INDEX", "WEIGHTS", "from_folder", "from_module", "with_base"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
@@ -51,6 +53,19 @@ def from_module(module: torch.nn.Module) -> dict[str, Stored]:
         name: Stored(name, tuple(tensor.shape), functools.partial(_array, tensor))
         for name, tensor in module.state_dict().items()
     }
+
+
+def with_base(weights: Mapping[str, Stored], family: Family) -> Mapping[str, Stored]:
+    """Weights by the family's names, of a model that was saved without its head.
+
+    Such files lack what all names but the head's begin with; OpenAI's own GPT-2 is one.
+    """
+    begin = f"{family.base}."
+    if any(name.startswith(begin) for name in weights):
+        return weights
+    head = family.top["head"]
+    names = {name: name if name.startswith(head) else begin + name for name in weights}
+    return {names[old]: dataclasses.replace(weights[old], name=names[old]) for old in weights}
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -109,6 +124,9 @@ def _entry(path: pathlib.Path, name: str, entry: Mapping[str, Any], base: int) -
     kind = entry["dtype"]
     dtype = np.dtype(_DTYPES.get(kind, np.uint8))
     wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not 0 <= int(begin) <= int(end) or (begin, end) != (int(begin), int(end)):
+        raise ValueError(f"tensor {name!r} lies from byte {begin} to {end}")
+    begin, end = int(begin), int(end)
     if base + end > (size := path.stat().st_size):
         raise _damaged(path, f"tensor {name!r} ends at byte {base + end}, the file at {size}")
     if kind in _DTYPES and end - begin != wanted:

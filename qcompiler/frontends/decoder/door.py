@@ -165,8 +165,8 @@ def _open(
             f"{nearest(config.model_type, FAMILIES)}",
             PLAIN_EXPORT,
         )
-    geometry = Geometry.of(config, source, rotary="positions" not in family.top)
-    weights, quantized = take_quantized(read(), layout, source)
+    geometry = Geometry.of(config, source, family)
+    weights, quantized = take_quantized(checkpoint.with_base(read(), family), layout, source)
     model = build(geometry, family, weights, source, quantized)
     opened = admit(model, "transformers", source, _example(geometry, model, tokenizer))
     if genai.TOKENIZER not in tokenizer:

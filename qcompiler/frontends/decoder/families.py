@@ -29,6 +29,9 @@ class Family:
         norm_offset: What the stored weight of a norm lacks.
         scaled_embedding: Embeddings are multiplied by the square root of their width.
         stored: Whether weights of linear layers are stored ``[out, in]`` or ``[in, out]``.
+        switches: Keys of the configuration that this family's models read. Other families' files
+            may hold them, too (a Llama made of a Mistral its ``sliding_window``): there they mean
+            nothing.
     """
 
     top: Mapping[str, str]
@@ -38,6 +41,12 @@ class Family:
     norm_offset: float = 0.0
     scaled_embedding: bool = False
     stored: Literal["out-in", "in-out"] = "out-in"
+    switches: frozenset[str] = frozenset()
+
+    @property
+    def base(self) -> str:
+        """What names of all weights but the head's begin with."""
+        return self.top["embedding"].partition(".")[0]
 
 
 _TOP = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -73,18 +82,40 @@ _GPT2 = {
 }
 _LAYERS = "model.layers.{}"
 _PLAIN = Family(_TOP, _LAYERS, _LLAMA)
-_GEMMA = Family(_TOP, _LAYERS, _LLAMA, norm_offset=1.0, scaled_embedding=True)
+_WINDOWED = dataclasses.replace(_PLAIN, switches=frozenset({"sliding_window"}))
+_GEMMA = Family(
+    _TOP,
+    _LAYERS,
+    _LLAMA,
+    norm_offset=1.0,
+    scaled_embedding=True,
+    switches=frozenset({"hidden_activation"}),
+)
+_GEMMA3 = dataclasses.replace(
+    _GEMMA,
+    modules=_LLAMA | _AROUND | _HEAD_NORMS,
+    switches=_GEMMA.switches
+    | {"sliding_window", "query_pre_attn_scalar", "final_logit_softcapping"},
+)
 
 # By ``model_type`` of config.json.
 FAMILIES: Mapping[str, Family] = {
     "llama": _PLAIN,
-    "mistral": _PLAIN,
-    "qwen2": _PLAIN,  # its biases on q, k and v are found in the checkpoint
-    "qwen3": dataclasses.replace(_PLAIN, modules=_LLAMA | _HEAD_NORMS),
-    "phi3": dataclasses.replace(_PLAIN, modules=_LLAMA | _FUSED),
+    "mistral": _WINDOWED,
+    "qwen2": _WINDOWED,  # its biases on q, k and v are found in the checkpoint
+    "qwen3": dataclasses.replace(_WINDOWED, modules=_LLAMA | _HEAD_NORMS),
+    "phi3": dataclasses.replace(
+        _WINDOWED,
+        modules=_LLAMA | _FUSED,
+        switches=_WINDOWED.switches | {"partial_rotary_factor"},
+    ),
     "gemma": _GEMMA,
-    "gemma2": dataclasses.replace(_GEMMA, modules=_LLAMA | _AROUND),
-    "gemma3_text": dataclasses.replace(_GEMMA, modules=_LLAMA | _AROUND | _HEAD_NORMS),
+    "gemma2": dataclasses.replace(
+        _GEMMA3,
+        modules=_LLAMA | _AROUND,
+        switches=_GEMMA3.switches | {"attn_logit_softcapping"},
+    ),
+    "gemma3_text": _GEMMA3,
     "gpt2": Family(
         {
             "embedding": "transformer.wte",
@@ -96,5 +127,6 @@ FAMILIES: Mapping[str, Family] = {
         _GPT2,
         norm="layer",
         stored="in-out",
+        switches=frozenset({"scale_attn_weights"}),
     ),
 }

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qcompiler.frontends.decoder.geometry import Geometry
+from qcompiler.frontends.json_file import read_table
 from qcompiler.frontends.opened import Companions
 from qcompiler.runtime.settings import Level, SessionSettings
 
@@ -76,11 +77,15 @@ def companions(
 
 
 def generation_of_folder(folder: pathlib.Path, config: Any) -> dict[str, Any]:
-    """``generation_config.json`` over what config.json says."""
+    """``generation_config.json`` over what config.json says.
+
+    Raises:
+        QcError: QC707, the file is damaged.
+    """
     said = config.to_dict()
     path = folder / GENERATION
     if path.is_file():
-        said.update(json.loads(path.read_text(encoding="utf-8")))
+        said.update(read_table(path))
     return dict(said)
 
 

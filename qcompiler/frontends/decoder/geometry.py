@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends.decoder.families import Family
 
 __all__ = ["ACTIVATION_NAMES", "PLAIN_EXPORT", "Activation", "Geometry", "Rotary"]
 
-PLAIN_EXPORT = "give example_inputs to export it as it is, without a key-value cache"
+PLAIN_EXPORT = "in Python, give example_inputs to export it as it is, without a key-value cache"
 
 Activation = Literal["silu", "gelu", "gelu-tanh", "relu"]
 ACTIVATION_NAMES: Mapping[str, Activation] = {
@@ -97,13 +98,13 @@ class Geometry:
     rotary: tuple[Rotary | None, ...]
 
     @classmethod
-    def of(cls, config: Any, source: str, *, rotary: bool) -> Geometry:
+    def of(cls, config: Any, source: str, family: Family) -> Geometry:
         """Read a transformers configuration.
 
         Args:
             config: The configuration.
             source: The user's name for the model.
-            rotary: Whether positions come from rotary embedding.
+            family: Of the decoder; positions are learned, or come from rotary embedding.
 
         Raises:
             QcError: QC707, a switch of the configuration has no form here.
@@ -111,6 +112,11 @@ class Geometry:
         for name, is_on, what in _UNSUPPORTED:
             if is_on(getattr(config, name, None)):
                 raise unsupported(source, f"{what} ({name})")
+
+        def switch(name: str) -> Any:
+            return getattr(config, name, None) if name in family.switches else None
+
+        rotary = "positions" not in family.top
         heads, width, layers = (
             config.num_attention_heads,
             config.hidden_size,
@@ -121,16 +127,20 @@ class Geometry:
             raise unsupported(
                 source, f"heads of width {head_width}, no multiple of {_HEAD_MULTIPLE}"
             )
-        asked = _first(config, "hidden_activation", "hidden_act", "activation_function")
+        asked = switch("hidden_activation") or _first(config, "hidden_act", "activation_function")
         if asked not in ACTIVATION_NAMES:
             raise unsupported(source, f"the activation {asked!r}")
         kinds = getattr(config, "layer_types", None) or [None] * layers
         known = {None, "full_attention", "sliding_attention"}
         if strange := sorted(set(kinds) - known):
             raise unsupported(source, f"layers of the kind {strange[0]!r}")
-        window = getattr(config, "sliding_window", None)
-        scalar = getattr(config, "query_pre_attn_scalar", None)
-        ropes = {kind: _rotary(config, kind, source) if rotary else None for kind in set(kinds)}
+        window = switch("sliding_window")
+        scalar = 1 if switch("scale_attn_weights") is False else switch("query_pre_attn_scalar")
+        partial = "partial_rotary_factor" in family.switches
+        ropes = {
+            kind: _rotary(config, kind, source, partial=partial) if rotary else None
+            for kind in set(kinds)
+        }
         return cls(
             layers=layers,
             width=width,
@@ -144,8 +154,8 @@ class Geometry:
             activation=ACTIVATION_NAMES[asked],
             tied=bool(getattr(config, "tie_word_embeddings", False)),
             scale=scalar**-0.5 if scalar else None,
-            softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
-            logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+            softcap=switch("attn_logit_softcapping") or 0.0,
+            logit_softcap=switch("final_logit_softcapping") or 0.0,
             windows=tuple(None if kind == "full_attention" else window for kind in kinds),
             rotary=tuple(ropes[kind] for kind in kinds),
         )
@@ -166,8 +176,19 @@ def _first(config: Any, *names: str) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _rotary(config: Any, kind: str | None, source: str) -> Rotary:
-    """Frequencies of one kind of layers, by transformers' own formulas."""
+def _rotary(config: Any, kind: str | None, source: str, *, partial: bool) -> Rotary:
+    """Frequencies of one kind of layers, of a part of each head's width where that is asked."""
+    found = _frequencies(config, kind, source, partial=partial)
+    width = 2 * len(found.frequencies)
+    if width % _HEAD_MULTIPLE:
+        raise unsupported(
+            source, f"rotary embedding of width {width}, no multiple of {_HEAD_MULTIPLE}"
+        )
+    return found
+
+
+def _frequencies(config: Any, kind: str | None, source: str, *, partial: bool) -> Rotary:
+    """By transformers' own formulas."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     said = _rope_parameters(config, kind)
@@ -183,7 +204,7 @@ def _rotary(config: Any, kind: str | None, source: str) -> Rotary:
         config.hidden_size // config.num_attention_heads
     )
     share = said.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
-    width = int(head_width * share)
+    width = int(head_width * share) if partial else head_width
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     theta = said.get("rope_theta", getattr(config, "rope_theta", 10000.0))
     return Rotary((1.0 / np.float32(theta) ** exponents).astype(np.float32), 1.0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
+from qcompiler.frontends.json_file import read_table
 from qcompiler.ir.lazy import Stored
 from qcompiler.numerics.words import WIDTHS, integers_per_step, split_awq, split_words
 from qcompiler.schemes import Granularity, QSpec
@@ -52,7 +52,7 @@ def layout_of(folder: pathlib.Path, config: Any) -> Layout | None:
         side = next((name for name in _SIDE_FILES if (folder / name).is_file()), None)
         if side is None:
             return None
-        said, where = _read_json(folder / side), side
+        said, where = read_table(folder / side), side
     if not isinstance(said, Mapping):
         said = said.to_dict()
     method = str(said.get("quant_method") or _method_of_side_file(said)).lower()
@@ -253,18 +253,6 @@ def _method_of_side_file(said: Mapping[str, Any]) -> str:
     if "w_bit" in said:
         return "awq"
     return "gptq" if "desc_act" in said else "nothing named"
-
-
-def _read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise QcError(
-            Code.UNSUPPORTED_INPUT, str(path), f"cannot be read: {error}", "copy the file again"
-        ) from error
-    if not isinstance(said, dict):
-        raise QcError(Code.UNSUPPORTED_INPUT, str(path), "is no JSON table", "copy the file again")
-    return said
 
 
 def _broken(source: str, module: str, what: str) -> QcError:

@@ -127,6 +127,58 @@ def test_weights_stay_in_the_file_and_tied_ones_are_known(tmp_path: pathlib.Path
     assert not mapped.flags.writeable
 
 
+def rewrite(folder: pathlib.Path, change: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "is_tied"),
+    [
+        ("gpt2", lambda x: {key.removeprefix("transformer."): x[key] for key in x}, True),
+        ("llama-tied", lambda x: {HEAD if key == TABLE else key: x[key] for key in x}, True),
+        ("llama-tied", lambda x: {**x, HEAD: x[TABLE].clone()}, True),
+        ("llama-tied", lambda x: {**x, HEAD: 2 * x[TABLE]}, False),
+    ],
+    ids=["saved without its head", "the head alone", "both", "both and different"],
+)
+def test_names_and_ties_of_files_are_read_as_transformers_does(
+    name: str, change: Any, is_tied: bool, tmp_path: pathlib.Path
+) -> None:
+    model = decoder(name)
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, change)
+    opened = open_model(tmp_path)
+    assert opened.example is not None
+    found = run(open_session(opened.model, threads=1), opened.example)["logits"]
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation="eager")
+    check(found, transformers_logits(loaded, opened.example["input_ids"]))
+    constants = opened.model.graph.initializers
+    table = next(constants[key] for key in constants if key.endswith(("wte.weight", TABLE)))
+    assert tied(table.const_value, constants[HEAD].const_value) is is_tied
+
+
+def test_a_head_that_is_missing_is_not_made_of_the_embedding(tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda x: {key: x[key] for key in x if key != HEAD})
+    with pytest.raises(QcError, match=f"no weight '{HEAD}'"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_generation_config_is_refused(text: str, tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(QcError, match=r"generation_config\.json") as caught:
+        open_model(tmp_path)
+    assert caught.value.code is Code.UNSUPPORTED_INPUT
+
+
 def test_linear_layers_are_matmuls_under_the_path_of_their_module() -> None:
     graph = open_model(decoder("phi3")).model.graph
     found = {
@@ -140,8 +192,14 @@ def test_linear_layers_are_matmuls_under_the_path_of_their_module() -> None:
 
 def test_example_inputs_give_the_plain_export() -> None:
     ids = torch.from_numpy(tokens(2, 8))
-    opened = open_model(decoder("llama"), {"input_ids": ids})
-    assert [value.name for value in opened.model.graph.inputs] == ["input_ids"]
+    model = decoder("llama")
+    for example in (ids, ids[:1]):
+        opened = open_model(model, {"input_ids": example})
+        assert [value.name for value in opened.model.graph.inputs] == ["input_ids"]
+        session = open_session(opened.model, threads=1)
+        for batch, length in ((1, 8), (3, 5)):
+            other = tokens(batch, length, seed=1)
+            check(run(session, {"input_ids": other})["logits"], transformers_logits(model, other))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +208,7 @@ def test_example_inputs_give_the_plain_export() -> None:
         ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, "architecture 'opt'"),
         ({"hidden_act": "tanh"}, "activation 'tanh'"),
         ({"head_dim": 24}, "heads of width 24"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.5}, "rotary embedding of width 8"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "no layer is packed"),
         ({"quantization_config": "gptq"}, "wanted an object with quant_method"),
         ({"hidden_size": "wide"}, "hidden_size"),
@@ -197,6 +256,17 @@ def damage_header(folder: pathlib.Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
 
 
+def move_offsets(folder: pathlib.Path) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    begin, end = header["lm_head.weight"]["data_offsets"]
+    header["lm_head.weight"]["data_offsets"] = [-8, end - begin - 8]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
 def cut(folder: pathlib.Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -212,7 +282,7 @@ def remove(folder: pathlib.Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("harm", [damage_header, cut, point_outside, remove])
+@pytest.mark.parametrize("harm", [damage_header, move_offsets, cut, point_outside, remove])
 def test_damaged_checkpoints_are_refused(harm: Any, tmp_path: pathlib.Path) -> None:
     decoder("llama").save_pretrained(tmp_path)
     harm(tmp_path)
