@@ -25,6 +25,7 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2, 3, 4),
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
+    "DequantizeLinear": (1,),
     "GRU": (1, 2, 3),
     "Gather": (0,),
     "Gemm": (0, 1, 2),

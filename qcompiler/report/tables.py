@@ -179,6 +179,8 @@ def _facts(report: Report) -> Iterable[tuple[str, str]]:
 
 def _nearness(item: Mapping[str, Any]) -> str:
     """How near one output is to float's."""
+    if not item.get("compared", True):
+        return "nothing to compare: float's numbers are not finite"
     sqnr = "exact" if item["sqnr_db"] is None else f"SQNR {item['sqnr_db']:.1f} dB"
     return f"cosine {item['cosine']:.5f}, {sqnr}, max error {item['max_abs']:.3g}"
 

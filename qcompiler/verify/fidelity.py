@@ -34,6 +34,7 @@ class OutputFidelity:
         max_abs: Largest absolute difference.
         finite: Whether the artifact's values are finite wherever float's are.
         feeds: Feeds compared.
+        compared: Whether there was anything to compare; False where float gives no finite number.
     """
 
     output: str
@@ -42,6 +43,7 @@ class OutputFidelity:
     max_abs: float
     finite: bool
     feeds: int
+    compared: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form (an infinite SQNR becomes None)."""
@@ -57,7 +59,7 @@ class _Sums:
         self.xx = self.yy = self.xy = self.ee = 0.0
         self.max_abs = 0.0
         self.finite = True
-        self.feeds = 0
+        self.feeds = self.given = self.known = 0
 
     def add(self, x: npt.NDArray[np.generic], y: npt.NDArray[np.generic]) -> None:
         a, b = np.ravel(x), np.ravel(y)
@@ -68,6 +70,8 @@ class _Sums:
 
     def _add(self, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> None:
         known = np.isfinite(a)
+        self.given += len(a)
+        self.known += int(known.sum())
         if not known.all():
             a, b = a[known], b[known]
         if not np.isfinite(b).all():
@@ -81,6 +85,8 @@ class _Sums:
         self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
 
     def result(self, output: str) -> OutputFidelity:
+        if self.given and not self.known:
+            return OutputFidelity(output, 0.0, -float("inf"), 0.0, self.finite, self.feeds, False)
         norm = np.sqrt(self.xx * self.yy)
         both_zero = self.xx == 0.0 and self.yy == 0.0
         cosine = 1.0 if both_zero else (self.xy / norm if norm > 0.0 else 0.0)
@@ -148,6 +154,17 @@ def judge(results: Iterable[OutputFidelity], options: VerifyOptions) -> list[Dia
     """Diagnostics for outputs below the recipe's thresholds: WRONG_RESULT or LOW_FIDELITY."""
     found = []
     for item in results:
+        if not item.compared:
+            found.append(
+                Diagnostic(
+                    Code.NOT_FINITE,
+                    item.output,
+                    f"the float model gives no finite number over {item.feeds} feeds, so nothing "
+                    "is known of the artifact",
+                    "run the float model on these feeds and mend it, or give other data",
+                )
+            )
+            continue
         numbers = {"cosine": item.cosine, "max_abs": item.max_abs}
         said = f"cosine {item.cosine:.4f}, SQNR {item.sqnr_db:.1f} dB over {item.feeds} feeds"
         if not item.finite or item.cosine < options.wrong_cosine:

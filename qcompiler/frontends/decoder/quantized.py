@@ -171,6 +171,9 @@ def _linear(
         )
         raise _broken(source, module, f"has {shapes}, which is no {layout} of {WIDTHS} bits")
     order, size = _groups(parts["g_idx"], k, groups, source, module)
+    for stored in (qweight, qzeros):
+        if (kind := stored.read().dtype) != np.int32:
+            raise _broken(source, module, f"has {stored.name} of {kind}, wanted int32")
     zeros = functools.partial(_zeros, qzeros, bits, layout)
     middle = bool((zeros() == 1 << (bits - 1)).all())
     return QuantizedLinear(

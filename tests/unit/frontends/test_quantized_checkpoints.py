@@ -191,6 +191,7 @@ def test_packed_weights_without_settings_are_refused(tmp_path: pathlib.Path) -> 
         ("g_idx", lambda x: x * 0, "groups of 0 to 96"),
         ("g_idx", lambda x: x + 100, "wanted 96 in groups 0 to 5"),
         ("g_idx", lambda x: x[:-1], "wanted 96 in groups"),
+        ("qzeros", lambda x: x.float(), "of float32, wanted int32"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(
@@ -209,3 +210,17 @@ def test_parts_that_do_not_belong_together_are_refused(
     with pytest.raises(QcError, match=told) as caught:
         open_model(tmp_path)
     assert caught.value.code is Code.UNSUPPORTED_INPUT
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite_are_refused(number: float, tmp_path: pathlib.Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write_checkpoint(tmp_path, "gptq")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.scales"][0, 0] = number
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(QcError, match=r"layers\.1\.mlp\.down_proj\.scale") as caught:
+        open_model(tmp_path)
+    assert caught.value.code is Code.NOT_FINITE_WEIGHT

@@ -47,6 +47,17 @@ def a_plan(form: str = "ort") -> Plan:
     return Plan("t", "r", form, {node.node: node for node in nodes})
 
 
+def test_a_float_model_without_a_finite_number_proves_nothing() -> None:
+    nans = np.full((2, 3), np.nan, np.float32)
+    [item] = compare_outputs(lambda _: {"y": nans}, lambda _: {"y": nans}, [{}, {}])
+    assert not item.compared
+    assert [told.code for told in judge([item], VerifyOptions())] == [Code.NOT_FINITE]
+    empty = np.zeros((2, 0), np.float32)
+    [item] = compare_outputs(lambda _: {"y": empty}, lambda _: {"y": empty}, [{}])
+    assert item.compared
+    assert judge([item], VerifyOptions()) == []
+
+
 def test_kernels_are_found_by_name_and_layout_does_not_matter() -> None:
     seen = [
         Seen("fc", "com.microsoft:MatMulIntegerToFloat", ("a",), ("fc.out",)),
