@@ -314,13 +314,19 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
 def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
-    section = next((part for part in first["loc"] if part in _MODELS), None)
-    fields = (_MODELS[str(section)] if section else Recipe).model_fields
-    if first["type"] == "extra_forbidden":
-        return QcError(
-            Code.RECIPE_KEY, where, f"unknown key {path!r}", nearest(str(first["loc"][-1]), fields)
-        )
-    return QcError(Code.RECIPE_KEY, where, f"{path} = {first['input']!r}: {first['msg'].lower()}")
+    if first["type"] != "extra_forbidden":
+        found = f"{path} = {first['input']!r}: {first['msg'].lower()}"
+        return QcError(Code.RECIPE_KEY, where, found)
+    *above, key = map(str, first["loc"])
+    table = next((part for part in reversed(above) if part in _MODELS), "")
+    models: dict[str, type[pydantic.BaseModel]] = {"": Recipe, **_MODELS}
+    elsewhere = [name for name, model in models.items() if key in model.model_fields]
+    hint = (
+        f"{key!r} is a key of " + " or ".join(name or "the recipe itself" for name in elsewhere)
+        if elsewhere
+        else nearest(key, models[table].model_fields)
+    )
+    return QcError(Code.RECIPE_KEY, where, f"unknown key {path!r}", hint)
 
 
 RECIPES: Mapping[str, Recipe] = {

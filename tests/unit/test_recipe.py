@@ -40,6 +40,21 @@ def test_an_unknown_key_is_answered_with_the_nearest(data: dict, hint: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ({"double_quant": {}}, "'double_quant' is a key of weights"),
+        ({"weights": {"samples": 8}}, "'samples' is a key of text"),
+        ({"gptq": {"seed": 1}}, "'seed' is a key of the recipe itself or text"),
+        ({"weights": {"double_quant": {"bitz": 8}}}, "did you mean 'bits'"),
+    ],
+)
+def test_a_key_in_the_wrong_table_is_answered_with_the_right_one(data: dict, hint: str) -> None:
+    with pytest.raises(QcError, match=hint) as error:
+        Recipe.of(data)
+    assert error.value.code is Code.RECIPE_KEY
+
+
+@pytest.mark.parametrize(
     "data",
     [
         {"calibration": {"method": "magic"}},
