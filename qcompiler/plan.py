@@ -158,6 +158,16 @@ class Plan:
     def __iter__(self) -> Iterator[NodeDecision]:
         return iter(self.nodes.values())
 
+    @property
+    def only_weights(self) -> bool:
+        """Whether something is quantized, and of it the weights alone."""
+        operands = [
+            sum(spec is not None for spec in (*item.inputs, *item.outputs))
+            for item in self
+            if item.verdict is Verdict.QUANTIZED
+        ]
+        return bool(operands) and max(operands) == 1
+
     def resolve(self, value: str) -> Own | Fixed:
         """Follow :class:`Same` to the intent that owns the parameters of ``value``."""
         return self.values[self.owner(value)]  # type: ignore[return-value]

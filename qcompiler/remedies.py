@@ -149,7 +149,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.WRONG_RESULT: "Compile with `--dump` and look for the layer, keep it in float by a rule, "
     "or give calibration data that look like the real ones.",
     Code.LOW_FIDELITY: "More or better calibration data, `dynamic-int8`, or float for the layers "
-    "that hurt. Judge by your own metric: a low cosine may be harmless.",
+    "that hurt; where weights alone are quantized, an algorithm that uses calibration data, "
+    "smaller groups or more bits. Judge by your own metric: a low cosine may be harmless.",
     Code.NOT_VERIFIED: "Run `qcompile verify OUT --against MODEL` on a machine of the target.",
     Code.DOES_NOT_LOAD: "Compare the runtime's version with the report's. " + _REPORT,
     Code.FLOAT_MODEL_FAILS: "Run the float model in ONNX Runtime by itself: it must load and "

@@ -111,6 +111,15 @@ def _fidelity(facts: _Facts) -> Iterator[Step]:
             (Code.LOW_FIDELITY.id,),
         )
         return
+    if facts.plan.only_weights:
+        yield Step(
+            "Round the weights with more care",
+            f"Output {low[0].where}: {low[0].message}. Nothing but weights is quantized: an "
+            "algorithm that uses calibration data, smaller groups or more bits bring them nearer.",
+            "qcompile compile MODEL --recipe w4-gptq --calibration DATA -o OUT",
+            (Code.LOW_FIDELITY.id,),
+        )
+        return
     yield Step(
         "Find the node that does the damage",
         f"Output {low[0].where}: {low[0].message}. This report has no error per node. A recipe "

@@ -132,7 +132,8 @@ def check_artifact(
             Padding.of(reference, state.recipe.calibration.mask),
         )
         profile = _profile(before, after, state) if fits else {}
-    diagnostics = judge(fidelity, state.recipe.verify)
+    only_weights = plan is not None and plan.only_weights
+    diagnostics = judge(fidelity, state.recipe.verify, only_weights=only_weights)
     if not fits:
         diagnostics.append(
             _not_verified(

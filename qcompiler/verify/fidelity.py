@@ -150,8 +150,21 @@ def _answered(
     yield from ahead
 
 
-def judge(results: Iterable[OutputFidelity], options: VerifyOptions) -> list[Diagnostic]:
-    """Diagnostics for outputs below the recipe's thresholds: WRONG_RESULT or LOW_FIDELITY."""
+def judge(
+    results: Iterable[OutputFidelity], options: VerifyOptions, *, only_weights: bool = False
+) -> list[Diagnostic]:
+    """Diagnostics for outputs below the recipe's thresholds: WRONG_RESULT or LOW_FIDELITY.
+
+    Args:
+        results: Of each output.
+        options: The thresholds.
+        only_weights: Whether activations are in float, which decides what would help.
+    """
+    remedy = (
+        "round the weights by calibration data (as 'w4-gptq' does), in smaller groups or more bits"
+        if only_weights
+        else "give more calibration data, use recipe 'dynamic-int8'"
+    ) + ", or keep layers in float"
     found = []
     for item in results:
         if not item.compared:
@@ -184,8 +197,7 @@ def judge(results: Iterable[OutputFidelity], options: VerifyOptions) -> list[Dia
                     Code.LOW_FIDELITY,
                     item.output,
                     f"{said}; wanted at least {options.min_cosine}",
-                    "give more calibration data, use recipe 'dynamic-int8', or keep layers in "
-                    "float",
+                    remedy,
                     numbers,
                 )
             )

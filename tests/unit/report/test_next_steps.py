@@ -3,13 +3,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+import pytest
+
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import Recipe
 from qcompiler.report.model import Report
 from qcompiler.report.next_steps import next_steps
+from qcompiler.schemes import QSpec
 
 BARE = Report({"name": "m"}, "cpu-vnni", "auto", "ort")
+INT8 = QSpec.parse("s8t")
 EMPTY = Plan("cpu-vnni", "auto", "ort", {})
 
 
@@ -41,6 +45,17 @@ def test_the_worst_nodes_are_named_as_rules_that_a_recipe_takes() -> None:
 
 def test_without_errors_per_node_the_advice_is_to_find_the_node() -> None:
     assert "Find the node that does the damage" in said(Diagnostic(Code.LOW_FIDELITY, "y", "bad"))
+
+
+@pytest.mark.parametrize(("activation", "advice"), [(None, "w4-gptq"), (INT8, "dynamic-int8")])
+def test_the_recipe_that_would_help_depends_on_what_is_quantized(
+    activation: QSpec | None, advice: str
+) -> None:
+    node = NodeDecision("a", "MatMul", Verdict.QUANTIZED, "row", (activation, INT8))
+    low = Diagnostic(Code.LOW_FIDELITY, "y", "bad")
+    plan = Plan("cpu", "r", "ort", {"a": node})
+    [step] = next_steps(dataclasses.replace(BARE, diagnostics=(low,)), plan)
+    assert advice in step.how
 
 
 def test_nodes_that_wait_for_ranges_ask_for_data() -> None:

@@ -13,7 +13,7 @@ from qcompiler.diagnostics import Code
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import VerifyOptions
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
-from qcompiler.verify.fidelity import compare_outputs, judge
+from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import prove
 
 
@@ -123,6 +123,13 @@ def test_bad_outputs_are_judged(y: list[float], code: Code) -> None:
     x = np.array([1.0, 2.0, 3.0], np.float32)
     results = compare_outputs(lambda f: {"y": x}, lambda f: {"y": np.array(y, np.float32)}, [{}])
     assert [item.code for item in judge(results, VerifyOptions())] == [code]
+
+
+def test_where_weights_alone_are_quantized_ranges_are_not_to_blame() -> None:
+    near = OutputFidelity("y", 0.9, 7.0, 1.0, finite=True, feeds=1)
+    [told] = judge([near], VerifyOptions(), only_weights=True)
+    assert "dynamic" not in told.hint
+    assert "smaller groups" in told.hint
 
 
 def test_another_shape_is_a_wrong_result() -> None:
