@@ -174,6 +174,8 @@ def remove_dead(model: ir.Model) -> bool:
         for node in reversed(list(graph)):
             if any(output.uses() or output.is_graph_output() for output in node.outputs):
                 continue
+            for body in body_graphs(node):
+                _empty(body)
             graph.remove(node, safe=True)
             changed = True
         for name, value in list(graph.initializers.items()):
@@ -181,6 +183,15 @@ def remove_dead(model: ir.Model) -> bool:
                 del graph.initializers[name]
                 changed = True
     return changed
+
+
+def _empty(body: ir.Graph) -> None:
+    """Take the nodes out of a body that goes, so that they no longer read what is outside."""
+    body.outputs.clear()
+    for node in reversed(list(body)):
+        for inner in body_graphs(node):
+            _empty(inner)
+        body.remove(node, safe=True)
 
 
 def import_domain(model: ir.Model, domain: str, version: int = 1) -> None:

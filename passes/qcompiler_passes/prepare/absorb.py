@@ -158,6 +158,8 @@ def _trace(value: ir.Value, channels: Index, fold: Fold, through: Sequence[ir.No
     behind = (*through, node)
     if node.op_type in _SAME_CHANNELS or node.op_type in _HOMOGENEOUS:
         _trace(_input(node, 0), channels, fold, behind)
+    elif node.op_type == "Split":
+        _split(value, node, channels, fold, behind)
     elif node.op_type in _TRACES:
         _TRACES[node.op_type](node, channels, fold, behind)
     else:
@@ -244,7 +246,10 @@ def _rank(value: ir.Value, fold: Fold) -> int | None:
     return None if shape is None else len(shape)
 
 
-def _split(node: ir.Node, channels: Index, fold: Fold, through: Sequence[ir.Node]) -> None:
+def _split(
+    value: ir.Value, node: ir.Node, channels: Index, fold: Fold, through: Sequence[ir.Node]
+) -> None:
+    """The part that ``value`` is takes the factors; the other parts stay as they are."""
     x = _input(node, 0)
     rank = _rank(x, fold)
     axis = node.attributes.get_int("axis", 0)
@@ -253,15 +258,11 @@ def _split(node: ir.Node, channels: Index, fold: Fold, through: Sequence[ir.Node
     sizes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if sizes is None:
         raise RefusedError("Split has no constant sizes")
-    part = next(i for i, out in enumerate(node.outputs) if _leads_to(out, through))
+    part = node.outputs.index(value)
     wide = np.full(int(sizes.sum()), -1, np.intp)
     start = int(sizes[:part].sum())
     wide[start : start + len(channels)] = channels
     _trace(x, wide, fold, through)
-
-
-def _leads_to(value: ir.Value, through: Sequence[ir.Node]) -> bool:
-    return any(use.node in through[:-1] for use in value.uses())
 
 
 def _attention(node: ir.Node, channels: Index, fold: Fold, through: Sequence[ir.Node]) -> None:
@@ -303,6 +304,5 @@ _TRACES = {
     "MatMul": _matmul,
     "Add": _add,
     "Mul": _mul,
-    "Split": _split,
     "Attention": _attention,
 }

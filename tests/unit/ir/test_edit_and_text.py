@@ -16,6 +16,7 @@ from qcompiler.ir.edit import (
 from qcompiler.ir.legality import violations
 from qcompiler.ir.provenance import mark_origins, origins, user_nodes
 from qcompiler.ir.text import model_text
+from qcompiler.ir.walk import body_graphs
 
 CHAIN = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -96,6 +97,20 @@ def test_values_read_only_by_a_body_are_alive() -> None:
     model = opened(BRANCH)
     assert not remove_dead(model)
     assert [node.op_type for node in model.graph] == ["Relu", "If"]
+
+
+def test_a_dead_branch_takes_what_only_it_reads_along() -> None:
+    model = opened(BRANCH)
+    graph = model.graph
+    relu, branch = graph
+    graph.outputs[0] = relu.outputs[0]
+    weight = add_initializer(graph, "w", np.zeros(4, np.float32))
+    body = next(body_graphs(branch))
+    body.insert_before(body[0], ir.node("Neg", [weight]))
+    assert remove_dead(model)
+    assert list(graph) == [relu]
+    assert "w" not in graph.initializers
+    assert not weight.uses()
 
 
 def test_dead_constants_go() -> None:

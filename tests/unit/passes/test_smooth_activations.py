@@ -49,6 +49,7 @@ WEIGHTS = {
     "wv": weight(D, D // 2) * OUTLIERS[: D // 2],
     "wkfull": weight(D, D),
     "undo": 1 / OUTLIERS,
+    "whalf": weight(D // 2, H) / OUTLIERS[: D // 2, None],
 }
 
 
@@ -59,6 +60,7 @@ def attention(keys: str, values: str, heads: int) -> str:
     )
 
 
+HALVES = "s = Constant<value: tensor = int64[2] {16, 16}>()"
 LAYER_NORM = "n = LayerNormalization<axis=-1>(x, gain, shift)"
 NORMS = f"{LAYER_NORM}  z = MatMul(n, w1)"
 
@@ -147,6 +149,11 @@ FOLDS = {
         "gain shift w1 undo",
         "LayerNormalization",
     ),
+    "a part of a split": (
+        f"m = MatMul(x, w0) {HALVES} a, c = Split<axis=-1>(m, s) z = MatMul(a, whalf) y = Gelu(c)",
+        "w0 whalf",
+        "MatMul",
+    ),
     "linear with bias": (
         "m = MatMul(x, w0) a = Add(m, b0) z = MatMul(a, w1)",
         "w0 b0 w1",
@@ -181,8 +188,9 @@ def test_factors_fold_into_what_feeds_the_layer_exactly(case: str, alpha: float 
     before = len(model.graph)
     if alpha == "auto" and "Norm" not in nodes:
         alpha = 0.8  # auto is for models with normalizations before linear layers
-    # a gate in integers would store its factors, which then cannot be divided
-    rules = [{"op": op, "scheme": "float"} for op in ("Mul", "Sigmoid") if f" {op}(" in nodes]
+    # a value on the way that is stored in integers has a scale, and cannot be divided
+    kept = [op for op in ("Mul", "Sigmoid", "Split") if f" {op}(" in nodes or f" {op}<" in nodes]
+    rules = [{"op": op, "scheme": "float"} for op in kept]
     result, state, about = smoothed(model, {"smoothing": {"alpha": alpha}, "rules": rules})
     done = [d for d in about if d.code is Code.SMOOTHED and str(d.values["into"]).startswith(into)]
     assert done, [str(d) for d in about]
