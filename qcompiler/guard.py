@@ -20,6 +20,9 @@ from qcompiler.verify.check import Checked, check_artifact
 
 __all__ = ["all_float", "compile_float", "fall_back", "is_quantized"]
 
+# What the artifact holds besides its layers; untrue once the quantized form is dropped.
+_OF_FORM = frozenset({Code.INT8_CACHE, Code.PREFILL_MEMORY})
+
 
 def fall_back(
     reference: ir.Model,
@@ -32,11 +35,12 @@ def fall_back(
 ) -> tuple[ir.Model, State, Checked]:
     """The float form, and the model as it came when even that is slower or it came quantized."""
     what, dropped = ("the model as it came", "new") if quantized else ("float", "quantized")
+    with_it = ", kv_cache with it" if state.recipe.kv_cache else ""
     said = Diagnostic(
         Code.MEASURED_SLOWER,
         "",
         f"measured {measured.latency['ratio']:.2f}x the speed of {what} on this host; "
-        f"the {dropped} form was dropped",
+        f"the {dropped} form was dropped{with_it}",
         "a recipe with force = true keeps it; `qcompile probe --save` refits the cost model",
         dict(measured.latency),
     )
@@ -48,7 +52,7 @@ def fall_back(
         statistics=None,
         shapes=None,
         session=SessionSettings(),
-        diagnostics=[*state.diagnostics, said],
+        diagnostics=[*(item for item in state.diagnostics if item.code not in _OF_FORM), said],
         removed={},
     )
     if not quantized:

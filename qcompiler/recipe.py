@@ -132,7 +132,9 @@ class Recipe(Strict):
     text: TextOptions = TextOptions()
     bits_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
     megabytes_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
-    bits_choices: tuple[Annotated[int, pydantic.Field(ge=1, le=8)], ...] = (2, 4, 8)
+    bits_choices: tuple[Annotated[int, pydantic.Field(ge=1, le=8)], ...] = pydantic.Field(
+        (2, 4, 8), min_length=1
+    )
     verify: VerifyOptions = VerifyOptions()
     quantized: QuantizedOptions = QuantizedOptions()
     pipeline: str | None = None

@@ -34,6 +34,7 @@ Method = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "m
 Algorithm = Literal["rtn", "k-quant", "hqq", "gptq", "awq", "teq", "autoround"]
 DATA_DRIVEN = frozenset({"gptq", "awq", "teq", "autoround"})
 Format = Literal["int", "nf4", "fp4", "fp4-bnb"]
+_NO_FLOAT_ZERO = "{} finds no float zero points: set zero_point = 'int', or algorithm = 'hqq'"
 
 
 class Strict(pydantic.BaseModel):
@@ -87,6 +88,8 @@ class Rule(Strict):
     def _zero_point_fits(self) -> Rule:
         if self.zero_point == "float" and self.symmetric:
             raise ValueError("float zero points need symmetric = false")
+        if self.zero_point == "float" and self.algorithm in DATA_DRIVEN:
+            raise ValueError(_NO_FLOAT_ZERO.format(self.algorithm))
         return self
 
 
@@ -352,6 +355,8 @@ class WeightOptions(Strict):
             raise ValueError(f"{self.format} has codes of 4 bits: set bits = 4")
         if self.zero_point == "float" and self.symmetric:
             raise ValueError("float zero points need symmetric = false")
+        if self.zero_point == "float" and self.algorithm in DATA_DRIVEN:
+            raise ValueError(_NO_FLOAT_ZERO.format(self.algorithm))
         return self
 
 

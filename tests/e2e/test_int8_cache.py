@@ -16,6 +16,7 @@ from qcompiler.bench.command import bench_models
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.runtime.inputs import input_specs
 from qcompiler.verify.again import verify_artifact
+from qcompiler.verify.check import Checked
 from qcompiler_models import tiny
 
 TEXT = {"own_samples": 16, "length": 32}
@@ -39,6 +40,17 @@ def steps(artifact: Artifact, ids: np.ndarray, first: int) -> tuple[list[np.ndar
         past = artifact.run(feed)
         logits.append(past["logits"][:, -1])
     return logits, past
+
+
+def test_a_form_that_is_dropped_takes_its_cache_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, True, False, False])  # of the quantized form twice, then of float
+    monkeypatch.setattr(Checked, "slower_than", lambda *_: next(answers))
+    rules = [{"op": "MatMul", "scheme": "dynamic", "force": True}]
+    artifact = compiled("llama", "int8-tensor", base="dynamic-int8", rules=rules)
+    told = {item.code: item.message for item in artifact.report.diagnostics}
+    assert "kv_cache with it" in told[Code.MEASURED_SLOWER]
+    assert Code.INT8_CACHE not in told
+    assert {value.dtype for value in artifact.model.graph.inputs[2:]} == {ir.DataType.FLOAT}
 
 
 @pytest.mark.parametrize("kind", ["int8-channel", "int8-tensor"])

@@ -302,6 +302,33 @@ def test_every_format_is_placed_on_the_kernel_it_can_have(
     assert kernels(state.plan) == {"fc": kernel}
 
 
+@pytest.mark.parametrize(
+    ("weights", "rule", "said"),
+    [
+        ({"format": "nf4"}, {"bits": 3}, "bits = 3, and nf4 has codes of 4 bits"),
+        ({}, {"bits": 8, "format": "fp4"}, "bits = 8, and fp4 has codes of 4 bits"),
+        ({}, {"zero_point": "float"}, "float zero points of symmetric groups"),
+        (
+            {"symmetric": False, "algorithm": "gptq"},
+            {"zero_point": "float"},
+            "which gptq does not find",
+        ),
+    ],
+)
+def test_a_rule_whose_weights_do_not_go_together_is_refused(
+    weights: dict, rule: dict, said: str
+) -> None:
+    recipe = {
+        **WEIGHT4,
+        "weights": {"group_size": 16, **weights},
+        "rules": [{"op": "MatMul", **rule}],
+    }
+    with pytest.raises(QcError, match=said) as caught:
+        planned(linear(), recipe, CPU_AMX)
+    assert caught.value.code is Code.RECIPE_KEY
+    assert caught.value.diagnostic.hint
+
+
 def test_the_plan_tells_what_a_format_without_kernel_costs() -> None:
     def told(**weights: object) -> dict[Code, dict]:
         recipe = {**WEIGHT4, "weights": {"group_size": 16, **weights}}

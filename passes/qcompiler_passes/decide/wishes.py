@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.provenance import module_of, origins
 from qcompiler.ir.walk import op_name
-from qcompiler.recipe import Recipe, Rule
+from qcompiler.recipe import Recipe, Rule, WeightOptions
 from qcompiler.recipe_options import DoubleQuantOptions
 from qcompiler.targets.schema import Scheme
 
@@ -79,12 +79,14 @@ def wishes_of(
         removed: The user's nodes that are gone and the pass that folded each, for the message.
 
     Raises:
-        QcError: QC404, a rule matches no node; QC403, a regular expression does not parse.
+        QcError: QC404, a rule matches no node; QC403, a regular expression does not parse, or what
+            a rule asks of weights does not go with what the recipe says of all.
     """
     nodes = list(nodes)
     plain = _wish(recipe, None, named=False)
     wishes = {str(node.name): plain for node in nodes}
     for index, rule in enumerate(recipe.rules):
+        _check_weights(rule, recipe.weights, f"rules[{index}]")
         matches = _matcher(rule, f"rules[{index}].match")
         exact = not rule.match.startswith("re:") and not _WILD.intersection(rule.match)
         hit = False
@@ -171,6 +173,24 @@ def _wish(recipe: Recipe, rule: Rule | None, *, named: bool) -> Wish:
         rule,
         named,
     )
+
+
+def _check_weights(rule: Rule, weights: WeightOptions, where: str) -> None:
+    form = rule.format or weights.format
+    algorithm = rule.algorithm or weights.algorithm
+    symmetric = weights.symmetric if rule.symmetric is None else rule.symmetric
+    what, hint = "", ""
+    if rule.bits not in (None, 4) and form != "int":
+        what = f"bits = {rule.bits}, and {form} has codes of 4 bits"
+        hint = "set format = 'int' in the rule, or bits = 4"
+    elif rule.zero_point == "float" and symmetric:
+        what = "float zero points of symmetric groups"
+        hint = "set symmetric = false in the rule"
+    elif rule.zero_point == "float" and algorithm not in _OF_WEIGHTS:
+        what = f"float zero points, which {algorithm} does not find"
+        hint = "set algorithm = 'hqq' in the rule, or zero_point = 'int'"
+    if what:
+        raise QcError(Code.RECIPE_KEY, where, f"asks for {what}", hint)
 
 
 def _matcher(rule: Rule, where: str) -> Callable[[str], bool]:
