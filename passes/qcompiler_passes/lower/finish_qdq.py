@@ -19,6 +19,7 @@ from qcompiler.schemes import QSpec
 from qcompiler.targets.schema import Form
 from qcompiler_passes.apply.qdq_writer import QdqWriter
 from qcompiler_passes.lower.qdq_sites import Site, operand_of
+from qcompiler_passes.lower.shield_bodies import shield_bodies
 from qcompiler_passes.planned import KERNEL, SPEC, bias_operand
 
 __all__ = ["FinishQdq"]
@@ -78,18 +79,18 @@ class FinishQdq(Pass):
         if state.form is not Form.QDQ:
             return PassResult(modified=False)
         diagnostics = tuple(_check_opset(model))
+        changed = shield_bodies(model.graph)
         reference = _reference_options(model)
         if reference:
             state.session = SessionSettings(level="all", entries=reference)
         if state.target.runtime != "onnxruntime":
-            return PassResult(modified=False, diagnostics=diagnostics)
+            return PassResult(modified=changed, diagnostics=diagnostics)
         kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
         no_gemm = any(kernel in _NO_GEMM for kernel in kernels.values())
         disabled = (*_DISABLED, "MatMulAddFusion") if no_gemm else _DISABLED
         disabled = (*disabled, *filter(None, reference.get(_OPTIMIZERS, "").split(";")))
         entries = {**_ENTRIES, **reference, _OPTIMIZERS: ";".join(disabled)}
         state.session = SessionSettings(level="all", entries=entries)
-        changed = False
         writer = QdqWriter(model.graph, state)
         for node in list(model.graph):
             if kernels.get(node.name) not in (*_NO_GEMM, "matmul-static"):
