@@ -46,6 +46,10 @@ _OPTIMIZERS = "optimization.disable_specified_optimizers"
 _INTEGER_REWRITES = ("ReluQuantRewrite", "ClipQuantRewrite")
 _UNFUSED = {"session.disable_quant_qdq": "1"}
 
+# On x86 onnxruntime makes u8 of s8 activations; 1.31.1 forgets the output_dtype of a Q that it put
+# behind a Reshape before, and then refuses the model. On ARM s8 stays s8 by itself.
+_SIGNED = {"session.qdqisint8allowed": "1"}
+
 
 @dataclasses.dataclass(frozen=True)
 class FinishQdq(Pass):
@@ -80,16 +84,16 @@ class FinishQdq(Pass):
             return PassResult(modified=False)
         diagnostics = tuple(_check_opset(model))
         changed = shield_bodies(model.graph)
-        reference = _reference_options(model)
-        if reference:
-            state.session = SessionSettings(level="all", entries=reference)
+        options = _type_options(model)
+        if options:
+            state.session = SessionSettings(level="all", entries=options)
         if state.target.runtime != "onnxruntime":
             return PassResult(modified=changed, diagnostics=diagnostics)
         kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
         no_gemm = any(kernel in _NO_GEMM for kernel in kernels.values())
         disabled = (*_DISABLED, "MatMulAddFusion") if no_gemm else _DISABLED
-        disabled = (*disabled, *filter(None, reference.get(_OPTIMIZERS, "").split(";")))
-        entries = {**_ENTRIES, **reference, _OPTIMIZERS: ";".join(disabled)}
+        disabled = (*disabled, *filter(None, options.get(_OPTIMIZERS, "").split(";")))
+        entries = {**_ENTRIES, **options, _OPTIMIZERS: ";".join(disabled)}
         state.session = SessionSettings(level="all", entries=entries)
         writer = QdqWriter(model.graph, state)
         for node in list(model.graph):
@@ -105,22 +109,26 @@ class FinishQdq(Pass):
         return PassResult(modified=changed, diagnostics=diagnostics)
 
 
-def _reference_options(model: ir.Model) -> dict[str, str]:
-    """What a session of onnxruntime needs where it has no kernels and only shows the numbers.
+def _type_options(model: ir.Model) -> dict[str, str]:
+    """What a session of onnxruntime needs for other activations than u8.
 
-    Empty where it has: for 8-bit integers. With 16-bit activations onnxruntime 1.32 takes a layer
-    for one with quantized weights alone, and rounds its activations to 8 bits.
+    Of 8-bit floats and 16 bits it has no kernels and only shows the numbers. With 16-bit
+    activations onnxruntime 1.32 takes a layer for one with quantized weights alone, and rounds its
+    activations to 8 bits.
     """
     words = {node.metadata_props.get(SPEC) for node in model.graph}
     if any(QSpec.parse(word).is_float8 for word in words if word is not None):
         return {**_UNFUSED, _OPTIMIZERS: ";".join(_INTEGER_REWRITES)}
-    return _UNFUSED if any(map(_gives_16_bits, model.graph)) else {}
+    made = {_made_by(node) for node in model.graph}
+    if made & {ir.DataType.INT16, ir.DataType.UINT16}:
+        return _UNFUSED
+    return _SIGNED if ir.DataType.INT8 in made else {}
 
 
-def _gives_16_bits(node: ir.Node) -> bool:
+def _made_by(node: ir.Node) -> ir.DataType | None:
+    """The type that a QuantizeLinear gives; None of any other node."""
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    dtype = zero_point.dtype if zero_point is not None else None
-    return node.op_type == "QuantizeLinear" and dtype is not None and dtype.bitwidth == 16
+    return None if zero_point is None or node.op_type != "QuantizeLinear" else zero_point.dtype
 
 
 def _check_opset(model: ir.Model) -> Iterator[Diagnostic]:

@@ -246,6 +246,21 @@ def test_static_matmuls_of_the_qdq_form_run_on_integers(tmp_path) -> None:
     assert "MatMul" not in seen
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_signed_activations_load_where_the_runtime_would_make_them_unsigned(runtime: str) -> None:
+    model = open_text(
+        f"""{HEAD} g (float[2,3,32] x) => (float[2,3,6] z)
+        {{ y = MatMul(x, w) z = Add(y, b) }}""",
+        {"w": image(32, 6), "b": image(6)},
+    )
+    kernels = {"Y": ("matmul-static", "s8t,s8c@1->-")}
+    hand = Hand(model, kernels, {"x": "s8t"}, {"x": (-3, 3)}, runtime=runtime)
+    portable, settings = hand.lowered(Form.QDQ)
+    feed = {"x": image(2, 3, 32)}
+    expected, found = run_ort(hand.dialect(), feed)[0], run_ort(portable, feed, settings)[0]
+    assert np.abs(expected - found).max() < 1e-2
+
+
 @pytest.mark.parametrize("spec", ["u4g16@0z", "u4g16@0f", "nf4g16@0/u8g4@0z"])
 def test_weights_that_do_not_fit_into_memory_go_to_files(spec: str) -> None:
     plans = Hand(linear(), {"Y": ("matmul-weight", f"-,{spec}->-")})
