@@ -236,6 +236,7 @@ def _round_bias(site: Site, writer: QdqWriter) -> bool:
     if bias is None or array is None or operand_of(bias) is not None:
         return False
     index = 1 if add.inputs[1] is bias else 0
-    scale = np.float32(x_scale) * w_scale.astype(np.float32)
+    # numpy makes a scalar of a product of arrays without axes
+    scale = np.asarray(np.float32(x_scale) * w_scale.astype(np.float32))
     add.replace_input_with(index, writer.int32_constant(add, index, array, scale))
     return True

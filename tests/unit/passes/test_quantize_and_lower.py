@@ -229,15 +229,15 @@ def test_the_run_time_quantized_qdq_form_stays_on_integers(tmp_path) -> None:
     assert np.abs(expected - found).max() < 1e-5
 
 
-def test_static_matmuls_of_the_qdq_form_run_on_integers(tmp_path) -> None:
+@pytest.mark.parametrize("weight", ["s8c@1", "s8t"])
+def test_static_matmuls_of_the_qdq_form_run_on_integers(weight: str, tmp_path) -> None:
     model = open_text(
         f"""{HEAD} g (float[2,3,32] x) => (float[2,3,6] z)
         {{ y = MatMul(x, w) z = Add(y, b) }}""",
         {"w": image(32, 6), "b": image(6)},
     )
-    hand = Hand(
-        model, {"Y": ("matmul-static", "u8tz,s8c@1->-")}, {"x": "u8tz"}, {"x": (-3, 3)}, {"Z": "Y"}
-    )
+    kernels = {"Y": ("matmul-static", f"u8tz,{weight}->-")}
+    hand = Hand(model, kernels, {"x": "u8tz"}, {"x": (-3, 3)}, {"Z": "Y"})
     portable, settings = hand.lowered(Form.QDQ)
     path = tmp_path / "optimized.onnx"
     open_session(portable, settings=settings, optimized_path=path)
