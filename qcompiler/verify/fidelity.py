@@ -45,6 +45,11 @@ class OutputFidelity:
     feeds: int
     compared: bool = True
 
+    @property
+    def only_zeros_wanted(self) -> bool:
+        """Whether float gives zeros alone and the artifact something else."""
+        return self.sqnr_db == -float("inf")
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form (an infinite SQNR becomes None)."""
         data = dataclasses.asdict(self)
@@ -180,7 +185,18 @@ def judge(
             continue
         numbers = {"cosine": item.cosine, "max_abs": item.max_abs}
         said = f"cosine {item.cosine:.4f}, SQNR {item.sqnr_db:.1f} dB over {item.feeds} feeds"
-        if not item.finite or item.cosine < options.wrong_cosine:
+        if item.finite and item.only_zeros_wanted:
+            found.append(
+                Diagnostic(
+                    Code.LOW_FIDELITY,
+                    item.output,
+                    f"float gives nothing but zeros over {item.feeds} feeds, of which no cosine "
+                    f"tells; the artifact gives up to {item.max_abs:.3g}",
+                    "give calibration data on which this output is not zero",
+                    numbers,
+                )
+            )
+        elif not item.finite or item.cosine < options.wrong_cosine:
             found.append(
                 Diagnostic(
                     Code.WRONG_RESULT,

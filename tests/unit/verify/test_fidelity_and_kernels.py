@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,18 @@ def test_bad_outputs_are_judged(y: list[float], code: Code) -> None:
     x = np.array([1.0, 2.0, 3.0], np.float32)
     results = compare_outputs(lambda f: {"y": x}, lambda f: {"y": np.array(y, np.float32)}, [{}])
     assert [item.code for item in judge(results, VerifyOptions())] == [code]
+
+
+@pytest.mark.parametrize(
+    ("y", "codes"),
+    [([0, 2, 0], [Code.LOW_FIDELITY]), ([0, 0, 0], []), ([0, np.inf, 0], [Code.WRONG_RESULT])],
+)
+def test_where_float_gives_zeros_alone_a_cosine_is_no_judge(y: list[float], codes: Any) -> None:
+    zeros = np.zeros(3, np.int64)
+    results = compare_outputs(lambda _: {"y": zeros}, lambda _: {"y": np.array(y)}, [{}])
+    told = judge(results, VerifyOptions())
+    assert [item.code for item in told] == codes
+    assert all("up to 2" in item.message for item in told if item.code is Code.LOW_FIDELITY)
 
 
 def test_where_weights_alone_are_quantized_ranges_are_not_to_blame() -> None:
