@@ -11,7 +11,7 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from qcompiler.ir.walk import all_nodes
+from qcompiler.ir.walk import all_graphs, all_nodes, body_graphs
 
 __all__ = ["infer_shapes", "unknown_shapes"]
 
@@ -38,4 +38,52 @@ def infer_shapes(model: ir.Model) -> bool:
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     finally:
         logger.setLevel(level)
+    _forget_elements(model)
     return unknown_shapes(model) < before
+
+
+# Operators that give sequences or optionals, and OptionalGetElement, which may.
+_CONTAINERS = frozenset(
+    {
+        "Optional",
+        "OptionalGetElement",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceMap",
+        "SplitToSequence",
+    }
+)
+
+
+def _forget_elements(model: ir.Model) -> None:
+    """Leave containers untyped, for ``onnx_ir`` takes the type of their elements for their own.
+
+    The runtime finds the type by itself, and refuses a wrong one.
+    """
+    found: set[ir.Value] = set()
+    for graph in reversed(list(all_graphs(model))):
+        for node in graph:
+            for index, output in enumerate(node.outputs):
+                if _is_container(node, index, found):
+                    found.add(output)
+                    if isinstance(output.type, ir.TensorType):
+                        output.type = output.shape = None
+
+
+def _is_container(node: ir.Node, index: int, found: set[ir.Value]) -> bool:
+    if node.domain:
+        return False
+    if node.op_type == "Identity":
+        sources = node.inputs[:1]
+    elif node.op_type in ("If", "Loop"):  # a Loop's body first says whether to go on
+        at = index + (node.op_type == "Loop")
+        sources = tuple(value for body in body_graphs(node) for value in body.outputs[at : at + 1])
+    else:
+        return node.op_type in _CONTAINERS
+    return any(
+        value in found or isinstance(value.type, ir.SequenceType | ir.OptionalType)
+        for value in sources
+        if value is not None
+    )

@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from qcompiler.runtime.settings import Level, SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["fitting_feed", "open_session", "run", "runtime_errors"]
+__all__ = ["fitting_feed", "open_session", "run", "runtime_errors", "tensors_of"]
 
 _LEVELS: dict[Level, str] = {
     "disable": "ORT_DISABLE_ALL",
@@ -176,6 +176,20 @@ def run(
         raise QcError(
             code, "session", f"the runtime fails on a feed of {shapes}: {said}", hint
         ) from error
+
+
+def tensors_of(outputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """What can be compared among the outputs of a run.
+
+    Elements of a sequence are called ``name[0]``, ``name[1]`` ...; maps, and optionals that are not
+    there, are left out.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, item in outputs.items():
+        elements = {f"{name}[{i}]": x for i, x in enumerate(item)} if isinstance(item, list) else {}
+        spread = elements or {name: item}
+        found.update((key, x) for key, x in spread.items() if isinstance(x, np.ndarray))
+    return found
 
 
 def fitting_feed(session: ort.InferenceSession, feed: Feed) -> dict[str, npt.NDArray[Any]]:

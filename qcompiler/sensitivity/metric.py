@@ -13,6 +13,7 @@ import numpy.typing as npt
 from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.pipeline.contract import Feed
+from qcompiler.runtime.session import tensors_of
 
 __all__ = ["Judge", "Metric", "MetricFailed", "Run", "fidelity"]
 
@@ -113,7 +114,7 @@ def _numbers(
 ) -> dict[str, npt.NDArray[np.float64]]:
     keep = padding.keep(feed)
     found = {}
-    for name, x in outputs.items():
+    for name, x in tensors_of(outputs).items():
         if x.dtype.kind in "fiub":
             kept = x if keep is None else padding.cut(x, keep)
             found[name] = kept.astype(np.float64).ravel()

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import QcError
 from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Verdict
-from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.session import open_session, run, tensors_of
 from qcompiler.runtime.settings import SessionSettings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Switchboard:
         """
         self.runs += 1
         self.samples += next((len(feed[name]) for name in self.batched), 1)
-        return run(self.session, {**feed, SWITCHES: switches})
+        return tensors_of(run(self.session, {**feed, SWITCHES: switches}))
 
     def repeat(self, sample: Feed, rows: int) -> Feed:
         """A batch of ``rows`` copies of one sample."""

@@ -164,7 +164,7 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
     if state.sample is None:
         return None
     from qcompiler.frontends.admission import is_quantized
-    from qcompiler.runtime.session import open_session, run
+    from qcompiler.runtime.session import open_session, run, tensors_of
 
     plain = SessionSettings(level="disable")
     tolerated = _ROUNDING_RTOL if is_quantized(before) else _EXACT_RTOL
@@ -176,6 +176,7 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
             return None
         raise
     got = cache_in_floats(after, run(open_session(after, settings=plain), state.sample))
+    want, got = tensors_of(want), tensors_of(got)
     for name, x in want.items():
         y = got.get(name)
         if y is None or x.shape != y.shape:

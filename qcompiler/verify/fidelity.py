@@ -13,6 +13,7 @@ from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.pipeline.contract import Feed
 from qcompiler.recipe import VerifyOptions
+from qcompiler.runtime.session import tensors_of
 
 __all__ = ["OutputFidelity", "compare_outputs", "judge"]
 
@@ -108,14 +109,14 @@ def compare_outputs(
 ) -> tuple[OutputFidelity, ...]:
     """Run both on ``feeds`` and compare every numeric output that has the same shape.
 
-    Integer outputs (argmax, boxes) are compared as numbers too. An output whose shape differs is
-    reported as not finite with cosine 0. Rows that ``padding`` marks in a feed are left out: what
-    a model gives there is never read.
+    Integer outputs (argmax, boxes) are compared as numbers too, sequences element by element. An
+    output whose shape differs is reported as not finite with cosine 0. Rows that ``padding`` marks
+    in a feed are left out: what a model gives there is never read.
     """
     sums: dict[str, _Sums] = {}
     broken: set[str] = set()
     for feed, want in _answered(reference, feeds):
-        got = candidate(feed)
+        got = tensors_of(candidate(feed))
         keep = padding.keep(feed)
         for name, x in want.items():
             y = got.get(name)
@@ -147,7 +148,7 @@ def _answered(
     ahead: list[tuple[Feed, Mapping[str, npt.NDArray[np.generic]]]] = []
     kept = 0
     for feed in feeds:
-        ahead.append((feed, reference(feed)))
+        ahead.append((feed, tensors_of(reference(feed))))
         kept += sum(x.nbytes for x in ahead[-1][1].values())
         if kept > _AHEAD_BYTES:
             yield from ahead

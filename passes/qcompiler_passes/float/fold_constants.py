@@ -15,7 +15,7 @@ from qcompiler.ir.edit import add_initializer, constant, remove_dead, replace
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import all_graphs, body_graphs
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.session import open_session, run, tensors_of
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler_passes.float.shape_values import fold_shapes
 
@@ -186,7 +186,7 @@ def _compute(nodes: list[ir.Node], model: ir.Model) -> Mapping[str, Array]:
     )
     small = ir.Model(graph, ir_version=model.ir_version)
     try:
-        return run(open_session(small, settings=_EXACT, threads=1), {})
+        return tensors_of(run(open_session(small, settings=_EXACT, threads=1), {}))
     except QcError:
         # what the runtime cannot compute here it need not compute early: nothing is folded, and
         # loading the whole model tells the user
