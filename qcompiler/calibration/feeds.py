@@ -204,8 +204,8 @@ def open_feeds(
 
     Args:
         calibration: An iterable of feeds; a callable that returns one (called anew for each
-            pass); a torch ``DataLoader``; one ``dict`` of arrays or transformers
-            ``BatchEncoding``, which is a single feed; a path to ``.npz``, ``.npy`` or a folder of
+            pass); a torch ``DataLoader``; one ``dict`` of arrays, transformers ``BatchEncoding``,
+            array or tensor, which is a single feed; a path to ``.npz``, ``.npy`` or a folder of
             ``.npz``; a :class:`FeedSource`. A feed is a mapping from input names to arrays or
             tensors, a sequence in input order, or one array for a model of one input. A
             ``(x, label)`` pair of a loader may have items behind the inputs, which are dropped.
@@ -224,7 +224,7 @@ def open_feeds(
     if isinstance(calibration, str | os.PathLike):
         start, count = open_file(pathlib.Path(calibration), specs)
         return source(start, True, count)
-    if isinstance(calibration, Mapping | np.ndarray):
+    if isinstance(calibration, Mapping | np.ndarray) or hasattr(calibration, "detach"):
         return source(lambda: iter((calibration,)), True, 1)
     if callable(calibration) and not isinstance(calibration, collections.abc.Iterable):
         return source(lambda: iter(calibration()), True, None)
@@ -338,7 +338,8 @@ def _add_feed(digest: hashlib._Hash, feed: Feed) -> None:
     for name, array in sorted(feed.items()):
         digest.update(f"{name} {array.dtype} {array.shape};".encode())
         numbers = array if array.dtype != object else np.asarray(array, np.str_)
-        digest.update(np.ascontiguousarray(numbers).data)
+        # as bytes: bfloat16 and its like lend no buffer
+        digest.update(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data)
 
 
 def _check_finite(feed: Feed, index: int) -> None:

@@ -96,6 +96,11 @@ def test_torch_loaders_and_tensors_are_taken() -> None:
     assert half.first["x"].dtype == np.float32
 
 
+def test_a_tensor_is_one_feed_as_an_array_is() -> None:
+    torch = pytest.importorskip("torch")
+    assert shapes(open_feeds(torch.from_numpy(ROW), [X])) == [(2, 4)]
+
+
 def test_safe_casts_are_made_and_others_refused() -> None:
     assert open_feeds([ROW.astype(np.float64)], [X]).first["x"].dtype == np.float32
     assert open_feeds([ROW.tolist()], [IDS, X][1:]).first["x"].dtype == np.float32
@@ -215,3 +220,13 @@ def test_the_digest_tells_data_apart(reiterable: bool) -> None:
     a, b = np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)
     assert digest([a, b]) == digest([a, b]) == digest([a, b, a], limit=2)
     assert len({digest([a]), digest([b]), digest([a, b]), digest([b, a])}) == 4
+
+
+def test_types_that_numpy_does_not_know_have_a_digest_too() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    spec = InputSpec("x", np.dtype(ml_dtypes.bfloat16), ("batch", 4))
+    ones, twos = (
+        open_feeds([x.astype(ml_dtypes.bfloat16)], [spec]) for x in (ROW, np.float32(2) * ROW)
+    )
+    assert shapes(ones) == shapes(twos) == [(2, 4)]
+    assert ones.digest != twos.digest
