@@ -357,6 +357,9 @@ class WeightOptions(Strict):
             raise ValueError("float zero points need symmetric = false")
         if self.zero_point == "float" and self.algorithm in DATA_DRIVEN:
             raise ValueError(_NO_FLOAT_ZERO.format(self.algorithm))
+        if self.algorithm == "autoround" and (self.format != "int" or self.double_quant):
+            what = "quantized scales" if self.format == "int" else self.format
+            raise ValueError(f"autoround learns integers with float scales, not {what}")
         return self
 
 

@@ -90,7 +90,8 @@ def export_checkpoint(
     for layer in matched.layers.values():
         check_layer(layer, format)
     writer = WRITERS[format](matched)
-    entries = list(_entries(weights_of.from_folder(source), matched, writer))
+    weights = weights_of.with_base(weights_of.from_folder(source), family)
+    entries = list(_entries(weights, matched, writer))
     final.parent.mkdir(parents=True, exist_ok=True)
     staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.", dir=final.parent))
     try:

@@ -107,3 +107,18 @@ def test_weights_of_4_bits_that_the_runtime_casts_to_e4m3_without_error(
         w, back = open_session(plain, settings=SessionSettings("disable")).run(None, {})
         np.testing.assert_array_equal(w, back)
         assert len(np.unique(w)) > 16
+
+
+def test_float_zero_points_are_found_by_the_algorithm_that_is_asked(
+    model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = []
+    for algorithm in ("rtn", "k-quant", "hqq"):
+        recipe = {"base": "w4-hqq", "weights": {"algorithm": algorithm, "bits": 3}}
+        artifact = compiled(model, tmp_path / algorithm, recipe)
+        assert {str(item.inputs[1]) for item in artifact.plan if item.kernel} == {"u4r3g64@0f"}
+        found.append(artifact.session().run(None, FEED)[0])
+    wanted = compiled(model, tmp_path / "float", {"base": "float"}).session().run(None, FEED)[0]
+    errors = [float(np.square(item - wanted).sum()) for item in found]
+    assert len(set(errors)) == 3
+    assert max(errors) < 0.5 * float(np.square(wanted).sum())

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from by_hand import Form, Hand, open_text, ops, run_ort
-from qcompiler.algorithms.data_free import RtnOptions, hqq, rtn
+from qcompiler.algorithms.data_free import RtnOptions, rtn
 from qcompiler.algorithms.double_quantization import with_quantized_scales
 from qcompiler.numerics.nbits import (
     NBitsLayout,
@@ -179,7 +179,7 @@ def test_float_zero_points_run_on_the_integer_kernel(spec: str) -> None:
     w = weight(k, n)
     hand = Hand(product(k, n, w), {"Y": ("matmul-weight", f"-,{spec}->-")})
     feed = {"x": np.eye(k, dtype=np.float32)}
-    expected = hqq(w, QSpec.parse(spec)).dequantize()
+    expected = rounded(w, spec).dequantize()
     native, settings = hand.lowered()
     assert "MatMulNBits" in ops(native)
     (found,) = run_ort(native, feed, settings)
@@ -194,7 +194,7 @@ def test_float_zero_points_of_other_groups_are_exact() -> None:
     hand = Hand(product(k, n, w), {"Y": ("matmul-weight-float", "-,u4g20@0f->-")})
     model, settings = hand.lowered()
     (found,) = run_ort(model, {"x": np.eye(k, dtype=np.float32)}, settings)
-    assert np.array_equal(found, hqq(w, QSpec.parse("u4g20@0f")).dequantize())
+    assert np.array_equal(found, rounded(w, "u4g20@0f").dequantize())
 
 
 def test_the_bias_goes_into_the_kernel() -> None:

@@ -337,6 +337,8 @@ def test_the_plan_tells_what_a_format_without_kernel_costs() -> None:
 
     three = told(bits=3)[Code.UNPACKED_WEIGHTS]
     assert three["memory_bytes"] - three["file_bytes"] == 16 * 16 // 8
+    scales = told(bits=4, double_quant={"bits": 8})[Code.UNPACKED_WEIGHTS]
+    assert scales["memory_bytes"] == 16 * 16 // 2 + 4 * 16
     table = told(bits=4, format="nf4")[Code.FLOAT_WEIGHTS]
     assert table["memory_bytes"] == 16 * 16 * 4
     assert Code.UNPACKED_WEIGHTS not in told(bits=4)

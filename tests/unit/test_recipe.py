@@ -70,6 +70,8 @@ def test_a_key_in_the_wrong_table_is_answered_with_the_right_one(data: dict, hin
         {"weights": {"zero_point": "float", "symmetric": False, "algorithm": "gptq"}},
         {"rules": [{"zero_point": "float", "algorithm": "awq"}]},
         {"bits_choices": []},
+        {"weights": {"algorithm": "autoround", "format": "nf4", "bits": 4}},
+        {"weights": {"algorithm": "autoround", "double_quant": {"bits": 8}}},
         {"schemes": ["fp3"]},
         {"seed": "x"},
         {"smoothing": {"alpha": 1.2}},

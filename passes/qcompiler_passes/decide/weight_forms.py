@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from qcompiler.diagnostics import Code, Diagnostic
@@ -28,14 +29,18 @@ def weight_forms(
             continue
         shape = shape_of(unit.head.inputs[1], shapes)
         assert shape is not None, "the row has looked at it"
-        filed, size = stored_bytes(spec, (shape[0], shape[1])), shape[0] * shape[1]
+        matrix, size = (shape[0], shape[1]), shape[0] * shape[1]
+        filed = stored_bytes(spec, matrix)
         layout = nbits_layout(spec)
         if spec.float_zero and not row.reference:
             shifted.append((str(spec), filed, filed))
         if row.reference:
             floats.append((str(spec), filed, 4 * size))
-        elif form is Form.ORT and isinstance(layout, NBitsLayout) and not layout.is_native:
-            unpacked.append((str(spec), filed, filed + size * (layout.bits - spec.width) // 8))
+        elif form is Form.ORT and isinstance(layout, NBitsLayout):
+            if layout.is_native and spec.scales is None:
+                continue
+            wide = stored_bytes(dataclasses.replace(spec, scales=None), matrix)
+            unpacked.append((str(spec), filed, wide + size * (layout.bits - spec.width) // 8))
     return [
         *_tell(Code.FLOAT_WEIGHTS, "become floats when the model is loaded", floats),
         *_tell(Code.FLOAT_ZERO_POINTS, "have float zero points", shifted),

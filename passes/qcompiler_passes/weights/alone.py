@@ -39,7 +39,7 @@ def round_alone(
         where: Name of the weight, for messages.
     """
     plain, ours = dataclasses.replace(spec, scales=None), form is Form.ORT
-    if algorithm == "hqq" or spec.float_zero:
+    if algorithm == "hqq":
         tensor = hqq(
             weight, plain, HqqOptions(**recipe.hqq.model_dump()), full_range=ours, where=where
         )

@@ -55,7 +55,8 @@ class LearnByBlock(Pass):
 
         Raises:
             QcError: QC302 an operator has no differentiable form; QC410 there is no data; QC411
-                torch is not installed, or the data can be read only once.
+                torch is not installed, the data can be read only once, or a weight is stored as
+                what cannot be learned.
         """
         assert state.plan is not None
         assert state.weights is not None
@@ -71,6 +72,7 @@ class LearnByBlock(Pass):
                 "'autoround' needs torch, which is not installed",
                 "pip install torch, or choose gptq, hqq, k-quant or rtn",
             ) from error
+        _check_formats(layers, state)
         options = state.recipe.autoround
         blocks = _joined(_with_layers(model_blocks(model.graph), layers), options.nblocks)
         groups = _groups(blocks, layers)
@@ -89,6 +91,20 @@ class LearnByBlock(Pass):
         state.weights = StoredWeights(held, learner.store, keys)
         said = (*learner.said, *feeds.too_few("autoround"))
         return PassResult(modified=False, diagnostics=said)
+
+
+def _check_formats(layers: list[ir.Node], state: State) -> None:
+    assert state.plan is not None
+    for node in layers:
+        spec = weight_spec(node, state.plan)
+        if spec.codebook or spec.scales is not None or spec.float_zero:
+            raise QcError(
+                Code.USAGE,
+                node.name or "",
+                f"'autoround' learns integers with float scales, not {spec}",
+                "give the layer another algorithm, or format = 'int' of 2 bits or more without "
+                "double_quant",
+            )
 
 
 def _with_layers(blocks: tuple[Block, ...], layers: list[ir.Node]) -> list[Block]:

@@ -117,6 +117,17 @@ def test_awq_round_trip_keeps_integers(symmetric: bool, tmp_path: pathlib.Path) 
     assert (said["quant_method"], said["bits"], said["group_size"]) == ("awq", 4, 32)
 
 
+def test_a_model_saved_without_its_head_leaves_with_all_its_layers(tmp_path: pathlib.Path) -> None:
+    artifact = compiled(tmp_path / "float")
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "float" / "model.safetensors"
+    short = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
+    save_file(short, path, metadata={"format": "pt"})
+    export_checkpoint(artifact, tmp_path / "float", tmp_path / "out")
+    check_layers(artifact, tmp_path / "out")
+
+
 def test_three_bits_are_read_from_their_planes(tmp_path: pathlib.Path) -> None:
     artifact = compiled(tmp_path / "float", bits=3)
     portable = compiled(tmp_path / "float", bits=3, form="qdq")

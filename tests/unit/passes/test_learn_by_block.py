@@ -71,3 +71,18 @@ def test_salient_channels_are_scaled_before_learning_if_asked():
 def test_it_needs_data():
     with pytest.raises(QcError, match="QC410"):
         compiled(feeds=None)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"bits": 4, "format": "nf4"}, {"bits": 4, "double_quant": {"bits": 8}}, {"bits": 1}],
+)
+def test_what_cannot_be_learned_is_refused(weights):
+    rule = {key: value for key, value in weights.items() if key != "double_quant"}
+    rules = [{"op": "MatMul", **rule, "algorithm": "autoround"}]
+    double = {"double_quant": weights.get("double_quant")}
+    recipe = {"base": "weight-int4", "weights": {**WEIGHTS, **double}, "rules": rules}
+    with pytest.raises(QcError, match="learns integers with float scales") as caught:
+        qcompile(tiny.transformer(layers=2), "cpu-vnni", recipe, FEEDS)
+    assert caught.value.code is Code.USAGE
+    assert caught.value.diagnostic.hint
