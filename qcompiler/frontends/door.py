@@ -130,6 +130,8 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
         return exported_program.open_program(model, type(model).__name__)
     if not isinstance(model, torch.nn.Module):
         return None
+    while (inner := _wrapped(model)) is not None:
+        model = inner
     _need(type(model).__name__, "onnxscript")
     if "transformers" in sys.modules:
         import transformers
@@ -145,3 +147,12 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
     from qcompiler.frontends import torch_module
 
     return torch_module.open_module(model, example_inputs)
+
+
+def _wrapped(module: Any) -> Any:
+    """The user's module inside what torch.compile or (distributed) data parallelism made of it."""
+    import torch
+
+    if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        return module.module
+    return getattr(module, "_orig_mod", None)

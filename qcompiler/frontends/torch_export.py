@@ -82,7 +82,23 @@ def export_to_ir(
     assert program is not None, "export with dynamo=True gives a program"
     model: ir.Model = program.model
     widen_rotary_caches(model)
+    _give_back_names(model)
     return model
+
+
+def _give_back_names(model: ir.Model) -> None:
+    """Let inputs that are outputs, too, have their names again.
+
+    The exporter names them ``x_orig``, and the outputs, which then get names of their own, ``x``.
+    """
+    names = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    names.update(output.name for node in model.graph for output in node.outputs)
+    for value in model.graph.inputs:
+        own = (value.name or "").removesuffix("_orig")
+        readers = [use.node for use in value.uses()]
+        is_output = any(n.op_type == "Identity" and n.outputs[0].is_graph_output() for n in readers)
+        if is_output and own not in names:
+            value.name = own
 
 
 def export_error(error: BaseException, source: str) -> QcError:

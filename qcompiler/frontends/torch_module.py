@@ -34,18 +34,42 @@ def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
 
     Raises:
         QcError: QC708 without example inputs, QC202 when they do not fit, QC705 when the module
-            does not run or does not export.
+            does not run or does not export, as one of TorchScript never does.
     """
     source = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise QcError(
+            Code.NO_EXPORT,
+            source,
+            "torch exports no module of TorchScript (torch.jit.trace, torch.jit.script)",
+            "pass the module that it was made of, or an ONNX file of it",
+        )
     kind: Kind = "fx" if isinstance(module, torch.fx.GraphModule) else "torch"
     inputs = ExampleInputs.bind(module, example_inputs, source)
     module, inputs, cast = without_bfloat16(module, inputs, source)
     with evaluation_mode(module):
         result = run_once(module, inputs, source)
         names = output_names(result, tuple(inputs.named))
-        model, notes = _export_with_batch(module, inputs, source, names)
+        try:
+            model, notes = _export_with_batch(module, inputs, source, names)
+        except QcError as error:
+            raise _blamed_on(result, error.diagnostic) from error
     opened = admit(model, kind, source, example_feed(model, inputs.tensors()))
     return with_diagnostics(opened, *cast, *notes)
+
+
+def _blamed_on(result: Any, found: Diagnostic) -> QcError:
+    """The same error; where ``forward`` gives what is no tensor, that is the likely reason."""
+    leaves = pytree.tree_leaves(result)
+    others = sorted({type(x).__name__ for x in leaves if not isinstance(x, torch.Tensor | None)})
+    message, hint = found.message, found.hint
+    if others:
+        message = f"forward returns {', '.join(others)} besides tensors; {message}"
+        hint = (
+            "return tensors, in tuples, lists or dicts; a dataclass of tensors becomes known by "
+            "torch.export.register_dataclass"
+        )
+    return QcError(found.code, found.where, message, hint, **found.values)
 
 
 def _export_with_batch(

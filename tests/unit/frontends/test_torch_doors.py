@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import pickle
 import zipfile
@@ -100,6 +101,38 @@ def test_keyword_inputs_and_numpy_arrays_are_taken() -> None:
 
 
 @pytest.mark.slow
+def test_an_input_that_is_an_output_too_keeps_its_name() -> None:
+    class Echo(nn.Module):  # type: ignore[name-defined, misc]
+        def forward(self, x: Any, y_orig: Any) -> Any:
+            return x * 2, x, y_orig
+
+    module, example = Echo(), (torch.ones(2, 3), torch.ones(2, 3))
+    program = torch.export.export(module, example)
+    for opened in (open_model(module, example), open_model(program)):
+        assert [value.name for value in opened.model.graph.inputs] == ["x", "y_orig"]
+        names = [value.name for value in opened.model.graph.outputs]
+        assert names == ["output", "output_1", "output_2"]
+        assert opened.example is not None
+        assert run(open_session(opened.model), opened.example)["output_2"].shape == (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_what_is_compiled_or_parallel_comes_in_as_the_module_itself(wrap: Any) -> None:
+    opened = open_model(wrap(Net()), inputs())
+    assert [value.name for value in opened.model.graph.inputs] == ["image", "scale"]
+    assert opened.source == "Net"
+    assert "norm" in {module_of(node) for node in opened.model.graph}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused_with_the_way_to_do_it() -> None:
+    net = nn.Sequential(nn.Linear(4, 4))
+    for module in (torch.jit.trace(net, torch.ones(1, 4)), torch.jit.script(net)):
+        assert "TorchScript" in str(refused(module, torch.ones(1, 4), Code.NO_EXPORT))
+
+
+@pytest.mark.slow
 def test_a_graph_module_is_taken() -> None:
     module = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     opened = open_model(module, torch.randn(2, 3, 8, 8))
@@ -142,6 +175,26 @@ def test_control_flow_on_values_is_refused_with_its_line(capfd: pytest.CaptureFi
     assert "control flow depends on the values" in str(error)
     assert "test_torch_doors.py:" in error.diagnostic.where
     assert capfd.readouterr() == ("", "")
+
+
+@dataclasses.dataclass
+class Pair:
+    a: Any
+    b: Any
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gives", "word"), [(lambda x: (x, 3), "int"), (lambda x: Pair(x, x), "Pair")]
+)
+def test_results_that_are_no_tensors_are_named(gives: Any, word: str) -> None:
+    class Giving(nn.Module):  # type: ignore[name-defined, misc]
+        def forward(self, x: Any) -> Any:
+            return gives(x * 2)
+
+    error = refused(Giving(), torch.ones(2, 3), Code.NO_EXPORT)
+    assert f"returns {word} besides tensors" in str(error)
+    assert "register_dataclass" in error.diagnostic.hint
 
 
 @pytest.mark.slow
