@@ -36,7 +36,8 @@ def open_file(path: pathlib.Path) -> Opened:
     """Read an ONNX file; external data stays on disk, memory-mapped when first read.
 
     Raises:
-        QcError: QC702 not ONNX or truncated, QC703 external data, QC704 opset, QC710 graph.
+        QcError: QC702 not ONNX or truncated, QC703 external data, QC704 opset, QC707 sparse tensors,
+            QC710 graph.
     """
     try:
         with warnings.catch_warnings():
@@ -92,12 +93,17 @@ def _open(
             "it holds no graph",
             "it may be truncated, empty, or another protobuf file",
         )
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise _sparse(source, f"initializer {name!r} is stored sparse")
     try:
         with _silent_onnx_ir():
             model = ir.from_proto(proto)
             attach(model, weights)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         reason = error.__cause__ or error
+        if "sparse_tensor" in str(reason):
+            raise _sparse(source, "a Constant has a sparse value") from error
         raise QcError(
             Code.INVALID_GRAPH,
             source,
@@ -108,6 +114,15 @@ def _open(
         ir.external_data.set_base_dir(model.graph, folder)
     check_external(model, source, folder)
     return admit(model, "onnx", source)
+
+
+def _sparse(source: str, found: str) -> QcError:
+    return QcError(
+        Code.UNSUPPORTED_INPUT,
+        source,
+        f"{found}, wanted dense tensors",
+        "store it as an ordinary initializer",
+    )
 
 
 @contextlib.contextmanager

@@ -183,6 +183,20 @@ def test_illegal_graphs_are_refused(body: str, word: str) -> None:
     assert word in str(refused(proto, Code.INVALID_GRAPH))
 
 
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_sparse_tensors_are_refused_as_such(place: str) -> None:
+    values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    indices = onnx.numpy_helper.from_array(np.array([1, 3]))
+    sparse = onnx.helper.make_sparse_tensor(values, indices, [4])
+    proto = parsed("g (float[4] x) => (float[4] y) { y = Add(x, w) }")
+    if place == "initializer":
+        proto.graph.sparse_initializer.append(sparse)
+    else:
+        node = onnx.helper.make_node("Constant", [], ["w"], sparse_value=sparse)
+        proto.graph.node.insert(0, node)
+    assert "dense" in str(refused(proto, Code.UNSUPPORTED_INPUT))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named(value: float) -> None:
     model = tiny.build("mlp")
