@@ -36,8 +36,8 @@ def open_file(path: pathlib.Path) -> Opened:
     """Read an ONNX file; external data stays on disk, memory-mapped when first read.
 
     Raises:
-        QcError: QC702 not ONNX or truncated, QC703 external data, QC704 opset, QC707 sparse tensors,
-            QC710 graph.
+        QcError: QC702 not ONNX or truncated, QC703 external data, QC704 opset, QC707 sparse
+            tensors, QC710 graph.
     """
     try:
         with warnings.catch_warnings():
