@@ -103,9 +103,7 @@ def resolve_feeds(
         source: The model as the user gave it: a tokenizer may lie beside it.
         quantized: Whether the model came quantized: then no weight is rounded.
     """
-    from qcompiler.calibration.feeds import open_feeds
-    from qcompiler.calibration.text import TextModel, is_text, open_text
-    from qcompiler.runtime.inputs import input_specs
+    from qcompiler.frontends.data import open_data
 
     said: tuple[Diagnostic, ...] = ()
     if calibration is None:
@@ -115,14 +113,9 @@ def resolve_feeds(
         calibration, said = _own_feeds(model, recipe, source)
         if calibration is None:
             return None, [], ()
-    specs = input_specs(model)
-    if is_text(calibration, specs):
-        from qcompiler.frontends.tokenizer import find_tokenizer, longest_text
-
-        reader = TextModel(specs, find_tokenizer(source), longest_text(source))
-        feeds, said = open_text(calibration, reader, recipe.text)
-    else:
-        feeds = open_feeds(calibration, specs, recipe.calibration.max_samples)
+    most = recipe.calibration.max_samples
+    feeds, told = open_data(calibration, model, source, recipe.text, most)
+    said = (*said, *told)
     if feeds.reiterable:
         return feeds, list(itertools.islice(feeds, recipe.verify.feeds)), said
     return feeds, [feeds.first], said

@@ -35,22 +35,26 @@ def run_compare(
     Raises:
         QcError: A model or the data cannot be read, or they do not belong together.
     """
-    from qcompiler.calibration.feeds import open_feeds
     from qcompiler.frontends import open_model
-    from qcompiler.runtime.inputs import input_specs
+    from qcompiler.frontends.data import open_data
+    from qcompiler.recipe import TextOptions
+    from qcompiler.verify.beside import float_side
 
     with steps(json) as progress:
         artifact = _quantized(quantized)
-        opened = open_model(float_model)
-        if not isinstance(artifact, str):
-            opened = opened.part(artifact.model)
         source: Any = None
-        if data is not None:
-            source = open_feeds(data, input_specs(opened.model), feeds)
-        elif opened.example is not None:
-            source = [opened.example]
+        if isinstance(artifact, str):
+            opened = open_model(float_model)
+            model, example = opened.model, opened.example
+            if data is not None:
+                source, _ = open_data(data, model, float_model, TextOptions(), feeds)
+        else:
+            beside = float_side(artifact, float_model, data, most=feeds)
+            model, example, source = beside.model, beside.example, beside.feeds
+        if source is None and example is not None:
+            source = [example]
         found = compare_layers(
-            opened.model,
+            model,
             artifact,
             source,
             max_feeds=feeds,

@@ -129,17 +129,23 @@ def steps_table(report: Report) -> RenderableType:
 
 
 def diagnostics_table(diagnostics: Iterable[Diagnostic]) -> RenderableType:
-    """Diagnostics, most severe first; equal codes are counted after the third."""
+    """Diagnostics, most severe first; equal codes are counted after the third.
+
+    A hint that the one before has as well is not said again.
+    """
     table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column("code")
     table.add_column("where", overflow="fold", max_width=36)
     table.add_column("what", overflow="fold")
     shown: dict[str, int] = {}
+    hints: dict[str, str] = {}
     for item in sorted(diagnostics, key=lambda item: -item.severity):
         shown[item.code.id] = shown.get(item.code.id, 0) + 1
         if shown[item.code.id] > 3:
             continue
-        what = item.message + (f"\nhint: {item.hint}" if item.hint else "")
+        hint = item.hint if hints.get(item.code.id) != item.hint else ""
+        hints[item.code.id] = item.hint
+        what = item.message + (f"\nhint: {hint}" if hint else "")
         table.add_row(Text(item.code.id, style=_LEVELS[item.severity]), item.where, what)
     for code, count in shown.items():
         if count > 3:
@@ -181,7 +187,11 @@ def _nearness(item: Mapping[str, Any]) -> str:
     """How near one output is to float's."""
     if not item.get("compared", True):
         return "nothing to compare: float's numbers are not finite"
-    sqnr = "exact" if item["sqnr_db"] is None else f"SQNR {item['sqnr_db']:.1f} dB"
+    if unlike := item.get("unlike"):
+        return str(unlike)
+    sqnr = f"SQNR {item['sqnr_db']:.1f} dB" if item["sqnr_db"] is not None else "exact"
+    if item["sqnr_db"] is None and item["max_abs"]:
+        sqnr = "float gives zeros"
     return f"cosine {item['cosine']:.5f}, {sqnr}, max error {item['max_abs']:.3g}"
 
 

@@ -10,8 +10,10 @@ from qcompiler.artifact import Artifact
 from qcompiler.pipeline.contract import State
 from qcompiler.recipe import Recipe
 from qcompiler.report.model import Report
+from qcompiler.runtime.inputs import generate_feed
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
+from qcompiler.verify.beside import float_side
 from qcompiler.verify.check import check_artifact
 
 __all__ = ["verify_artifact"]
@@ -26,7 +28,7 @@ def verify_artifact(
         artifact: What to verify; of an encoder-decoder one of its ``parts``.
         against: The float model, anything :func:`qcompiler.qcompile` takes, or what
             :func:`qcompiler.frontends.open_model` made of it.
-        data: Feeds as for calibration; None uses example or generated inputs.
+        data: Feeds as for calibration, text too; None uses example or generated inputs.
         threads: Intra-op threads; None is the runtime's default.
 
     Returns:
@@ -36,23 +38,12 @@ def verify_artifact(
     Raises:
         QcError: The float model or the data cannot be used, or the artifact does not load.
     """
-    from qcompiler.calibration.feeds import open_feeds
-    from qcompiler.frontends import open_model
-    from qcompiler.runtime.inputs import generate_feed, input_specs
-
-    whole = open_model(against)
-    opened = whole.part(artifact.model)
     recipe = Recipe.of(artifact.manifest["recipe"])
-    if data is not None and whole.encoder is not None:
-        from qcompiler.calibration.encoder_decoder import part_feeds
-
-        heard, read = part_feeds(data, whole.encoder.model, whole.model, recipe.verify.feeds)
-        data = read if opened is whole else heard
-    if data is not None:
-        feeds = open_feeds(data, input_specs(opened.model))
-        samples = list(itertools.islice(feeds, recipe.verify.feeds))
+    beside = float_side(artifact, against, data, most=recipe.verify.feeds)
+    if beside.feeds is not None:
+        samples = list(itertools.islice(beside.feeds, recipe.verify.feeds))
     else:
-        samples = [opened.example or generate_feed(opened.model, recipe.seed)]
+        samples = [beside.example or generate_feed(beside.model, recipe.seed)]
     state = State(
         load_target(artifact.plan.target),
         recipe,
@@ -62,7 +53,7 @@ def verify_artifact(
         session=artifact.settings,
     )
     checked = check_artifact(
-        opened.model, artifact.model, state, samples, threads=threads, source=opened.source
+        beside.model, artifact.model, state, samples, threads=threads, source=beside.file
     )
     kept = [d for d in artifact.report.diagnostics if not d.code.id.startswith("QC6")]
     return dataclasses.replace(

@@ -32,6 +32,7 @@ __all__ = ["Checked", "check_artifact", "difference", "host_fits", "refuse_wrong
 
 _LATENCY_SECONDS = 0.5  # enough for ~10 pairs of a 30 ms model; longer only delays the compile
 _SECOND_LOOK_SECONDS = 3.0
+_SHAPES_TOLD = 4  # inputs of a feed
 # Exact rewrites reorder float32 sums, so equality is up to rounding of the largest value.
 _EXACT_RTOL = 1e-4
 # Where a graph rounds activations inside, that tips some of them over to the next integer.
@@ -246,7 +247,11 @@ def _seen_latency(before: Profiler, after: Profiler, samples: Sequence[Feed]) ->
 
 
 def _shapes(feed: Feed) -> str:
-    return ", ".join(f"{name}[{'x'.join(map(str, a.shape))}]" for name, a in feed.items())
+    """Names and shapes of the first few; a decoder has 60 pasts."""
+    said = [f"{name}[{'x'.join(map(str, a.shape))}]" for name, a in feed.items()]
+    rest = len(said) - _SHAPES_TOLD
+    more = f" and {rest} more" if rest > 0 else ""
+    return ", ".join(said[:_SHAPES_TOLD]) + more
 
 
 def _standing(model: ir.Model) -> dict[str, list[str]]:

@@ -36,6 +36,7 @@ class OutputFidelity:
         finite: Whether the artifact's values are finite wherever float's are.
         feeds: Feeds compared.
         compared: Whether there was anything to compare; False where float gives no finite number.
+        unlike: How the shapes differ, which leaves nothing to compare; "" where they do not.
     """
 
     output: str
@@ -45,6 +46,7 @@ class OutputFidelity:
     finite: bool
     feeds: int
     compared: bool = True
+    unlike: str = ""
 
     @property
     def only_zeros_wanted(self) -> bool:
@@ -52,9 +54,10 @@ class OutputFidelity:
         return self.sqnr_db == -float("inf")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form (an infinite SQNR becomes None)."""
+        """A JSON-able form (infinite numbers become None)."""
         data = dataclasses.asdict(self)
-        data["sqnr_db"] = self.sqnr_db if np.isfinite(self.sqnr_db) else None
+        for key in ("sqnr_db", "max_abs"):
+            data[key] = data[key] if np.isfinite(data[key]) else None
         return data
 
 
@@ -114,7 +117,7 @@ def compare_outputs(
     in a feed are left out: what a model gives there is never read.
     """
     sums: dict[str, _Sums] = {}
-    broken: set[str] = set()
+    unlike: dict[str, str] = {}
     for feed, want in _answered(reference, feeds):
         got = tensors_of(candidate(feed))
         keep = padding.keep(feed)
@@ -124,14 +127,17 @@ def compare_outputs(
                 continue
             entry = sums.setdefault(name, _Sums())
             if y is None or x.shape != y.shape:
-                broken.add(name)
+                given = "no such output" if y is None else str(list(y.shape))
+                unlike.setdefault(name, f"the artifact gives {given}, float {list(x.shape)}")
                 continue
             if keep is not None:
                 x, y = padding.cut(x, keep), padding.cut(y, keep)
             entry.add(x, y)
     return tuple(
-        OutputFidelity(name, 0.0, -float("inf"), float("inf"), False, entry.feeds)
-        if name in broken
+        OutputFidelity(
+            name, 0.0, -float("inf"), float("inf"), False, entry.feeds, unlike=unlike[name]
+        )
+        if name in unlike
         else entry.result(name)
         for name, entry in sums.items()
     )
@@ -171,51 +177,43 @@ def judge(
         if only_weights
         else "give more calibration data, use recipe 'dynamic-int8'"
     ) + ", or keep layers in float"
-    found = []
-    for item in results:
-        if not item.compared:
-            found.append(
-                Diagnostic(
-                    Code.NOT_FINITE,
-                    item.output,
-                    f"the float model gives no finite number over {item.feeds} feeds, so nothing "
-                    "is known of the artifact",
-                    "run the float model on these feeds and mend it, or give other data",
-                )
-            )
-            continue
+    told = (_told(item, options, remedy) for item in results)
+    return [item for item in told if item is not None]
+
+
+def _told(item: OutputFidelity, options: VerifyOptions, remedy: str) -> Diagnostic | None:
+    def say(code: Code, message: str, hint: str) -> Diagnostic:
         numbers = {"cosine": item.cosine, "max_abs": item.max_abs}
-        said = f"cosine {item.cosine:.4f}, SQNR {item.sqnr_db:.1f} dB over {item.feeds} feeds"
-        if item.finite and item.only_zeros_wanted:
-            found.append(
-                Diagnostic(
-                    Code.LOW_FIDELITY,
-                    item.output,
-                    f"float gives nothing but zeros over {item.feeds} feeds, of which no cosine "
-                    f"tells; the artifact gives up to {item.max_abs:.3g}",
-                    "give calibration data on which this output is not zero",
-                    numbers,
-                )
-            )
-        elif not item.finite or item.cosine < options.wrong_cosine:
-            found.append(
-                Diagnostic(
-                    Code.WRONG_RESULT,
-                    item.output,
-                    f"{said}; wanted at least {options.wrong_cosine}"
-                    + ("" if item.finite else ", and finite values"),
-                    "compile with dump to see each pass, or keep layers in float by a rule",
-                    numbers,
-                )
-            )
-        elif item.cosine < options.min_cosine:
-            found.append(
-                Diagnostic(
-                    Code.LOW_FIDELITY,
-                    item.output,
-                    f"{said}; wanted at least {options.min_cosine}",
-                    remedy,
-                    numbers,
-                )
-            )
-    return found
+        return Diagnostic(code, item.output, message, hint, numbers)
+
+    if not item.compared:
+        return say(
+            Code.NOT_FINITE,
+            f"the float model gives no finite number over {item.feeds} feeds, so nothing is known "
+            "of the artifact",
+            "run the float model on these feeds and mend it, or give other data",
+        )
+    if item.unlike:
+        return say(
+            Code.WRONG_RESULT,
+            item.unlike,
+            "hold it against the model that it was compiled from",
+        )
+    if item.finite and item.only_zeros_wanted:
+        return say(
+            Code.LOW_FIDELITY,
+            f"float gives nothing but zeros over {item.feeds} feeds, of which no cosine tells; the "
+            f"artifact gives up to {item.max_abs:.3g}",
+            "give calibration data on which this output is not zero",
+        )
+    said = f"cosine {item.cosine:.4f}, SQNR {item.sqnr_db:.1f} dB over {item.feeds} feeds"
+    if not item.finite or item.cosine < options.wrong_cosine:
+        return say(
+            Code.WRONG_RESULT,
+            f"{said}; wanted at least {options.wrong_cosine}"
+            + ("" if item.finite else ", and finite values"),
+            "compile with dump to see each pass, or keep layers in float by a rule",
+        )
+    if item.cosine < options.min_cosine:
+        return say(Code.LOW_FIDELITY, f"{said}; wanted at least {options.min_cosine}", remedy)
+    return None

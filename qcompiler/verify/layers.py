@@ -161,8 +161,9 @@ def compare_layers(
             progress(f"compare layers, part {index + 1} of {len(groups)}")
         limited = itertools.islice(source, max_feeds)
         count = _stream(model, spelled, group, limited, padding, threads)
-    rows = _rows(model, sums)
-    return LayerComparison(tuple(rows), count, _unmatched(model, pairs))
+    alike = [item for item in sums if item.compared]
+    rows = _rows(model, alike)
+    return LayerComparison(tuple(rows), count, _unmatched(model, [item.pair for item in alike]))
 
 
 class _Sums:
@@ -172,10 +173,12 @@ class _Sums:
         self.pair = pair
         self.shares = shares
         self.signal = self.noise = self.dot = self.power = 0.0
+        self.compared = False  # not where the two have other shapes
 
     def add(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
         if x.shape != y.shape:
             return
+        self.compared = True
         a, b = x.astype(np.float64).reshape(-1), y.astype(np.float64).reshape(-1)
         finite = np.isfinite(a) & np.isfinite(b)
         if not finite.all():  # masks hold infinities, in both alike

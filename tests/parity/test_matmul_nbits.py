@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from by_hand import Form, Hand, open_text, ops, run_ort
+from qcompiler import qcompile
 from qcompiler.algorithms.data_free import RtnOptions, rtn
 from qcompiler.algorithms.double_quantization import with_quantized_scales
 from qcompiler.numerics.nbits import (
@@ -217,3 +218,14 @@ def test_bits_are_packed_low_first(bits: int) -> None:
     assert byte.tolist() == [[sum(int(v) << (bits * i) for i, v in enumerate(q[0]))]]
     odd = np.random.default_rng(0).integers(0, 2**bits, (3, 7))
     assert np.array_equal(unpack_bits(pack_bits(odd, bits), bits, 7), odd)
+
+
+@pytest.mark.parametrize("form", ["ort", "qdq"])
+@pytest.mark.parametrize("recipe", ["weight-int8", "weight-int4"])
+@pytest.mark.parametrize("k", [96, 200])
+def test_weights_with_a_ragged_last_block_are_lowered_again(k: int, recipe: str, form: str) -> None:
+    first = qcompile(product(k, 8, weight(k, 8)), "cpu-vnni", recipe)
+    again = qcompile(first.model, "cpu-vnni", form=form)
+    assert again.plan.count() == {"quantized": 1, "fused": 1}  # the DequantizeLinear
+    x = {"x": np.random.default_rng(0).normal(size=(k, k)).astype(np.float32)}
+    assert np.array_equal(again.run(x)["y"], first.run(x)["y"])

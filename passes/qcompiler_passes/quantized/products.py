@@ -123,8 +123,8 @@ def _matmul_nbits(node: ir.Node, tape: Tape) -> Spelling | str:
         return f"opset {opset} cannot dequantize blocks of {bits} bits"
     if node.attributes.get_int("accuracy_level", 0) not in (0, 4):
         return "its accuracy level asks for other arithmetic than the kernel has"
-    if a is None or a.dtype is not ir.DataType.FLOAT or k % block:
-        return "it is not float32, or its last block is not full"
+    if a is None or a.dtype is not ir.DataType.FLOAT:
+        return "it is not float32"
     data, scale = constant(blob), constant(scales)
     points = constant(zeros)
     if data is None or scale is None or (zeros is not None and points is None):

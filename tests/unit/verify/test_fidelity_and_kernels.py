@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.recipe import VerifyOptions
+from qcompiler.report.model import Report
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
 from qcompiler.verify.fidelity import OutputFidelity, compare_outputs, judge
 from qcompiler.verify.kernels import prove
@@ -145,11 +147,20 @@ def test_where_weights_alone_are_quantized_ranges_are_not_to_blame() -> None:
     assert "smaller groups" in told.hint
 
 
-def test_another_shape_is_a_wrong_result() -> None:
-    results = compare_outputs(
-        lambda f: {"y": np.ones((2, 2))}, lambda f: {"y": np.ones((2, 3))}, [{}]
-    )
-    assert [item.code for item in judge(results, VerifyOptions())] == [Code.WRONG_RESULT]
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"y": np.ones((2, 3))}, "the artifact gives [2, 3], float [2, 2]"),
+        ({"z": np.ones((2, 2))}, "the artifact gives no such output, float [2, 2]"),
+    ],
+)
+def test_another_shape_is_a_wrong_result(given: dict[str, np.ndarray], said: str) -> None:
+    [item] = compare_outputs(lambda f: {"y": np.ones((2, 2))}, lambda f: given, [{}])
+    [told] = judge([item], VerifyOptions())
+    assert (told.code, told.message) == (Code.WRONG_RESULT, said)
+    json.dumps(item.to_dict(), allow_nan=False)
+    bare = Report({"name": "m"}, "cpu", "r", "ort", fidelity=(item.to_dict(),))
+    assert "float [2, 2]" in str(bare)
 
 
 def test_padded_rows_do_not_count() -> None:
