@@ -80,8 +80,9 @@ def _table(found: LayerComparison) -> Group:
     table = Table(box=None)
     table.add_column("node", overflow="fold")
     table.add_column("operator")
-    for name in ("SQNR dB", "cosine", "jump dB", "weight dB", "activation dB", "weight share"):
-        table.add_column(name, justify="right")
+    numbers = ("SQNR dB", "cosine", "jump dB", "weight dB", "activation dB", "weight share")
+    for name in numbers:  # headers on two lines leave room for names of nodes
+        table.add_column(name.replace(" ", "\n"), justify="right")
     first = found.first_jump
     for row in found.rows:
         style = "bold red" if row is first else _style(row)
