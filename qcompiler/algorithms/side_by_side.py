@@ -52,8 +52,8 @@ class Layer:
         total, count = 0.0, 0
         axis = 1 if self.node.op_type == "Conv" else -1
         for want, found in zip(self._walk.float_result(self.node), self._outputs(), strict=True):
-            error = (want - found).movedim(axis, -1).reshape(-1, want.shape[axis])
-            total = total + error.double().sum(0)
+            error = (want.double() - found).movedim(axis, -1).reshape(-1, want.shape[axis])
+            total = total + error.sum(0)
             count += len(error)
         return np.asarray((total / max(count, 1)).numpy())  # type: ignore[attr-defined]
 
@@ -97,7 +97,7 @@ class SideBySide:
         self._float: dict[fx.Node, list[Any]] = {}
         self._low: dict[fx.Node, list[Any]] = {}
         for value in self.lifted.inputs:
-            arrays = [torch.from_numpy(np.array(feed[value.name or ""])) for feed in feeds]
+            arrays = [_tensor(feed[value.name or ""]) for feed in feeds]
             node = self.lifted.values[value]
             self._float[node] = arrays
             self._low[node] = self._rounded(node, arrays)
@@ -146,20 +146,25 @@ class SideBySide:
         else:
             value = node.inputs[0]
             assert value is not None
-            layer = Layer(self, node, self._low[self.lifted.values[value]], weight)
+            source = self.lifted.values[value]
+            constant = source in self._shared
+            inputs = [self._shared[source]] * self._count if constant else self._low[source]
+            layer = Layer(self, node, inputs, weight)
             with torch.enable_grad():
                 visit(layer)
             self.weights[node.name or "", 1] = layer.weight
             results = self.quantized_result(layer)
             if layer.shift is not None:
-                shift = torch.from_numpy(layer.shift.astype(np.float32))
+                shift = torch.from_numpy(layer.shift).to(results[0].dtype)
                 form = (-1, *(1,) * (results[0].ndim - 2)) if node.op_type == "Conv" else (-1,)
                 results = [result + shift.reshape(form) for result in results]
         self._low[call] = self._rounded(call, results)
 
     def _rounded(self, call: fx.Node, tensors: list[Any]) -> list[Any]:
         rounder = self._rounders.get(call)
-        return tensors if rounder is None else [rounder(tensor) for tensor in tensors]
+        if rounder is None:
+            return tensors
+        return [rounder(tensor).to(tensor.dtype) for tensor in tensors]
 
     def _call(self, call: fx.Node, index: int, env: Mapping[fx.Node, list[Any]]) -> Any:
         args, kwargs = self._arguments(call, index, env)
@@ -168,7 +173,7 @@ class SideBySide:
 
     def _low_call(self, call: fx.Node, weight: QTensor, index: int) -> Any:
         args, kwargs = self._arguments(call, index, self._low)
-        swapped = torch.from_numpy(weight.dequantize())
+        swapped = torch.from_numpy(weight.dequantize()).to(args[1].dtype)
         assert callable(call.target)
         return call.target(args[0], swapped, *args[2:], **kwargs)
 
@@ -183,6 +188,11 @@ class SideBySide:
             fx.node.map_arg(call.kwargs, find),
         )
         return found
+
+
+def _tensor(array: npt.NDArray[Any]) -> Any:
+    """A copy for torch; text, which nothing that is lifted computes on, stays as it is."""
+    return array if array.dtype == object else torch.from_numpy(np.array(array))
 
 
 def _last_readers(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

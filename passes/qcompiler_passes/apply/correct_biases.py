@@ -72,8 +72,7 @@ class CorrectBiases(Pass):
                 shift = mean_shift(node, weight, state.statistics, state)
             if place is None or shift is None or not np.isfinite(shift).all() or not shift.any():
                 continue
-            _add(model.graph, *place, shift)
-            modified = True
+            modified |= _add(model.graph, *place, shift)
         return PassResult(modified=modified)
 
 
@@ -141,7 +140,8 @@ def _range(state: State, value: str) -> TensorRange | None:
     return state.ranges.get(state.plan.owner(value))
 
 
-def _add(graph: ir.Graph, node: ir.Node, index: int, shift: Wide) -> None:
+def _add(graph: ir.Graph, node: ir.Node, index: int, shift: Wide) -> bool:
+    """Add to the bias; say whether the type of the bias tells the difference."""
     old = node.inputs[index] if index < len(node.inputs) else None
     array = constant(old)
     if old is None or array is None:
@@ -150,9 +150,12 @@ def _add(graph: ir.Graph, node: ir.Node, index: int, shift: Wide) -> None:
         node.resize_inputs(index + 1)
         bias = add_initializer(graph, f"{node.name}/bias", shift.astype(weight.dtype))
         node.replace_input_with(index, bias)
-        return
+        return True
     changed = (array.astype(np.float64) + shift.reshape(array.shape)).astype(array.dtype)
+    if np.array_equal(changed, array):
+        return False
     if old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         old.const_value = ir.tensor(changed, name=old.name)
     else:
         node.replace_input_with(index, add_initializer(graph, f"{old.name}/corrected", changed))
+    return True

@@ -187,6 +187,8 @@ def _refusal(node: ir.Node, start: QTensor) -> str:
     weight = node.inputs[1]
     if weight is None or constant(weight) is None or len(weight.uses()) > 1:
         return "the weight is shared"
+    if weight.dtype is not ir.DataType.FLOAT:
+        return "the layer does not compute in float32"
     if start.spec.is_float8:
         return "8-bit floats are rounded to nearest"
     return ""

@@ -1,0 +1,71 @@
+"""Walks side by side on models that are not all float32: what is not learned there is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch")
+
+from qcompiler import qcompile
+from qcompiler.diagnostics import Code
+
+STEPS: dict[str, dict[str, Any]] = {
+    "adaround": {"weights": {"rounding": "adaround"}},
+    "empirical": {"correct_biases": "empirical"},
+}
+
+
+FLOATS = {"float16": np.float16, "double": np.float64}
+LAYERS = {
+    "float16": ("4,8,8", "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) m = GlobalAveragePool(c)"),
+    "double": ("8", "m = Relu(x)"),  # the runtime has no such Conv
+}
+
+
+def narrow(word: str) -> ir.Model:
+    """Layers in ``word``, and text beside them."""
+    dtype = FLOATS[word]
+    random = np.random.default_rng(0)
+    weights = {
+        "w": random.normal(size=(8, 4, 3, 3)).astype(dtype) / dtype(6),
+        "b": random.normal(size=8).astype(dtype),
+        "v": random.normal(size=(8, 6)).astype(dtype),
+    }
+    declared = f"{word}[8,4,3,3] w, {word}[8] b, {word}[8,6] v"
+    shape, body = LAYERS[word]
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        g ({word}[N,{shape}] x, string[N] names, {declared}) => ({word}[N,6] y, string[N] told) {{
+            {body}
+            f = Flatten(m)
+            y = MatMul(f, v)
+            told = Identity(names)
+        }}"""
+    )
+    for value in list(model.graph.inputs)[2:]:
+        value.const_value = ir.tensor(weights[value.name or ""], name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    return model
+
+
+@pytest.mark.parametrize(("word", "layers"), [("float16", 2), ("double", 1)])
+@pytest.mark.parametrize("step", STEPS)
+def test_other_floats_are_walked_and_what_is_not_learned_is_told(
+    step: str, word: str, layers: int
+) -> None:
+    random = np.random.default_rng(1)
+    shape = (8, *map(int, LAYERS[word][0].split(",")))
+    names = np.array(["a"] * 8, dtype=object)
+    feeds = [{"x": random.normal(size=shape).astype(FLOATS[word]), "names": names}] * 2
+    recipe = {"base": "static-int8", "force": True, **STEPS[step]}
+    artifact = qcompile(narrow(word), "cpu-vnni", recipe, feeds)
+    assert artifact.plan.count()["quantized"] >= layers
+    assert artifact.report.fidelity[0]["cosine"] > 0.99
+    kept = [d for d in artifact.report.diagnostics if d.code is Code.ROUNDING_KEPT]
+    assert len(kept) == (layers if step == "adaround" else 0)
+    assert all("float32" in item.message for item in kept)
