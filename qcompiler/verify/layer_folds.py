@@ -61,6 +61,8 @@ def _fold_weight(graph: ir.Graph, node: ir.Node, other: ir.Node) -> None:
     weight, rounded = constant(node.inputs[1]), floats_of(other.inputs[1])
     if weight is None or rounded is None or weight.ndim != 2 or weight.shape != rounded.shape:
         return
+    if not weight.size:
+        return
     rows, columns = _factors(weight.astype(np.float64), rounded.astype(np.float64))
     if rows is None or _has_own_mul(node, other):
         rows = np.ones(weight.shape[0])

@@ -33,6 +33,12 @@ def test_a_model_is_equal_to_itself() -> None:
     assert found.first_jump is None
 
 
+def test_a_weight_without_elements_has_no_factors() -> None:
+    model = _two_layers({"w1": np.ones((16, 0)), "w2": np.ones((0, 16))})
+    feeds = [{"x": np.ones((32, 16), np.float32)}]
+    assert rows(compare_layers(model, model, feeds))["n1"].sqnr_db == math.inf
+
+
 @pytest.mark.parametrize("name", ["mlp", "convnet", "transformer"])
 def test_each_planned_layer_of_an_artifact_has_a_row_in_graph_order(name: str) -> None:
     feeds = tiny.feeds(name, 3)
