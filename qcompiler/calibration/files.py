@@ -37,7 +37,16 @@ def open_file(path: pathlib.Path, specs: Sequence[InputSpec]) -> Opened:
     Raises:
         QcError: QC208, there is no such file, its kind is unknown, or it cannot be read.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a whole text, where the name of a file is wanted
+        raise QcError(
+            Code.CALIBRATION_SOURCE,
+            "calibration",
+            f"found a string of {len(str(path))} characters, which is no path: {error.strerror}",
+            "give texts as a list of strings, or the path of a file",
+        ) from error
+    if is_folder:
         files = sorted(item for item in path.iterdir() if item.suffix.lower() == ".npz")
         if not files:
             raise _error(path, "the folder has no .npz file")

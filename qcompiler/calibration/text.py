@@ -219,14 +219,40 @@ def _tokens(item: Any, model: TextModel) -> list[Tokens]:
 
 def _rows(ids: Any, mask: Any, model: TextModel) -> list[Tokens]:
     """Rows of an array of tokens, without their padding."""
-    rows = np.atleast_2d(np.asarray(ids))
-    if rows.dtype.kind not in "iu" or rows.ndim != 2:
-        raise QcError(
-            Code.CALIBRATION_SOURCE, _WHERE, f"found {rows.dtype}{list(rows.shape)}", _FORMS
-        )
+    rows = _array(ids)
+    if rows.dtype.kind not in "iu" or rows.ndim not in (1, 2):
+        found = repr(ids)[:80] if rows.ndim == 0 else f"{rows.dtype}{list(rows.shape)}"
+        raise QcError(Code.CALIBRATION_SOURCE, _WHERE, f"found {found}", _FORMS)
+    rows = np.atleast_2d(rows)
     _check_length(rows.shape[1], model.longest, _WHERE)
-    keep = np.ones(rows.shape, bool) if mask is None else np.atleast_2d(np.asarray(mask)) != 0
+    keep = np.ones(rows.shape, bool) if mask is None else np.atleast_2d(_array(mask)) != 0
+    if keep.shape != rows.shape:
+        raise QcError(
+            Code.CALIBRATION_SOURCE,
+            _WHERE,
+            f"found tokens {list(rows.shape)} under an attention_mask {list(keep.shape)}",
+            "give a mask of the tokens' shape, or none",
+        )
+    if (rows[keep] < 0).any():
+        raise QcError(
+            Code.CALIBRATION_SOURCE,
+            _WHERE,
+            f"found the token {rows[keep].min()}, wanted numbers from 0 on",
+            "leave padding out, or give an attention_mask that is 0 there",
+        )
     return [row[kept].astype(np.int64) for row, kept in zip(rows, keep, strict=True)]
+
+
+def _array(given: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except ValueError as error:  # rows of different lengths
+        raise QcError(
+            Code.CALIBRATION_SOURCE,
+            _WHERE,
+            f"found no array of tokens: {error}",
+            "give texts of different lengths one by one",
+        ) from error
 
 
 def _packed(rows: Sequence[Tokens], length: int) -> list[Tokens]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompiler.calibration.feeds import open_feeds
 from qcompiler.calibration.text import TextModel, feed_of, is_text, open_text
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.recipe import TextOptions
@@ -136,3 +137,31 @@ def test_a_broken_file_is_refused(tmp_path: pathlib.Path) -> None:
 def test_feeds_are_not_taken_for_text(source: Any) -> None:
     assert not is_text(source, DECODER)
     assert not is_text(["abc"], (InputSpec("pixels", FLOAT, ("batch", 3)),))
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (5, "found 5"),
+        (None, "found None"),
+        ({"input_ids": [[1, 2], [3]]}, "no array of tokens"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1]]}, r"under an attention_mask \[1, 2"),
+        ([1, 2, -100, 3], "found the token -100"),
+    ],
+)
+def test_items_that_hold_no_tokens_are_refused(item: Any, said: str) -> None:
+    with pytest.raises(QcError, match=said) as caught:
+        rows(["abcdefgh", item], FOUR)
+    assert caught.value.code is Code.CALIBRATION_SOURCE
+    assert caught.value.diagnostic.hint
+
+
+def test_negative_numbers_under_a_mask_of_zeros_are_padding() -> None:
+    items = [{"input_ids": [1, 2, 3, 4, -100], "attention_mask": [1, 1, 1, 1, 0]}]
+    assert rows(items, FOUR) == [[1, 2, 3, 4]]
+
+
+def test_a_whole_text_where_a_path_is_wanted_is_told_so() -> None:
+    with pytest.raises(QcError, match="list of strings") as caught:
+        open_feeds("a long text " * 500, DECODER)
+    assert caught.value.code is Code.CALIBRATION_SOURCE
