@@ -44,8 +44,8 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
         if spec.is_float8 or spec.granularity not in (Granularity.BLOCK, Granularity.CHANNEL):
             raise ValueError(f"integers in groups or by channel can be learned, not {spec}")
         self.spec = spec
-        grouped, self._back = in_groups(weight.detach(), spec)
-        self.value = nn.Parameter(torch.empty_like(grouped))
+        grouped, self._back = in_groups(weight.detach().float(), spec)
+        self.value = nn.Parameter(torch.empty_like(grouped, dtype=weight.dtype))
         groups = grouped.reshape(-1, grouped.shape[-1])
         self.register_buffer("groups", groups)
         lo, hi = extrema(groups)

@@ -150,7 +150,8 @@ class _Transformed(nn.Module):  # type: ignore[misc]
     def forward(self, weight: Tensor) -> Tensor:
         factors = self.log()[:, None]
         groups, back = in_groups(weight * factors, self.spec)
-        return back(round_in_groups(groups, *extrema(groups), self.spec)) / factors
+        rounded = back(round_in_groups(groups, *extrema(groups), self.spec)) / factors
+        return rounded.to(weight.dtype)
 
 
 def _train(

@@ -101,7 +101,7 @@ def weight_damages(
             g = y.grad
             if g is None:  # reaches outputs of integers only
                 continue
-            x, g, share = _some_rows(x.detach(), g, generator)
+            x, g, share = _some_rows(x.detach().float(), g.float(), generator)
             for option in options:
                 e = x @ torch.from_numpy(error(node, option))
                 squares = float((e * g).sum(-1).square().sum())

@@ -172,7 +172,10 @@ def stage_model(
     for node in graph:
         tensor = weights.get((node.name or "", 1))
         if tensor is not None:
-            floats = add_initializer(graph, f"{node.name}/rounded", tensor.dequantize())
+            weight, rounded = node.inputs[1], tensor.dequantize()
+            if weight is not None and weight.dtype is not None:
+                rounded = rounded.astype(weight.dtype.numpy(), copy=False)
+            floats = add_initializer(graph, f"{node.name}/rounded", rounded)
             node.replace_input_with(1, floats)
     for name, value in list(graph.initializers.items()):
         if not value.uses():

@@ -35,6 +35,8 @@ _SECOND_LOOK_SECONDS = 3.0
 _SHAPES_TOLD = 4  # inputs of a feed
 # Exact rewrites reorder float32 sums, so equality is up to rounding of the largest value.
 _EXACT_RTOL = 1e-4
+# Where a graph computes in 16 bits, it rounds to their 11 bits at each step.
+_HALF_RTOL = 1e-2
 # Where a graph rounds activations inside, that tips some of them over to the next integer.
 _ROUNDING_RTOL = 0.1
 
@@ -160,7 +162,8 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
     """What differs between two models that should compute the same, or None.
 
     Compared on the state's sample feed with graph optimizations off, to a relative error of 1e-4
-    of the largest value of each output; 0.1 where the graph rounds activations itself.
+    of the largest value of each output; 0.01 where the graph has floats of 16 bits, 0.1 where it
+    rounds activations itself.
     """
     if state.sample is None:
         return None
@@ -168,7 +171,8 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
     from qcompiler.runtime.session import open_session, run, tensors_of
 
     plain = SessionSettings(level="disable")
-    tolerated = _ROUNDING_RTOL if is_quantized(before) else _EXACT_RTOL
+    tolerated = _HALF_RTOL if _has_half(before) else _EXACT_RTOL
+    tolerated = _ROUNDING_RTOL if is_quantized(before) else tolerated
     try:
         found = run(open_session(before, settings=plain), state.sample)
         want = cache_in_floats(before, found)
@@ -192,6 +196,11 @@ def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:
         if not error <= bound:
             return f"output {name} differs by {error:.3g}, tolerated {bound:.3g}"
     return None
+
+
+def _has_half(model: ir.Model) -> bool:
+    values = (*model.graph.inputs, *model.graph.initializers.values())
+    return any(value.dtype is ir.DataType.FLOAT16 for value in values)
 
 
 def _is_quantized(plan: Plan) -> bool:

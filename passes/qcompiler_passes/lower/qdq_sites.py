@@ -152,8 +152,8 @@ def operand_of(value: ir.Value | None) -> Operand | None:
     if producer is not None and producer.op_type == "Mul" and producer.inputs[0] is not None:
         row_scale = producer.inputs[1]
         producer = producer.inputs[0].producer()
-    if producer is not None and producer.op_type == SHIFT_ROWS:
-        q, zero_point, scale = producer.inputs[:3]
+    if producer is not None and (shifted := _shift_rows(producer)) is not None:
+        q, zero_point, scale = shifted.inputs[:3]
         assert q is not None
         assert scale is not None
         return Operand(q, scale, zero_point, producer)
@@ -169,6 +169,13 @@ def operand_of(value: ir.Value | None) -> Operand | None:
     assert scale is not None
     zero_point = producer.inputs[2] if len(producer.inputs) > 2 else None
     return Operand(q, scale, zero_point, producer)
+
+
+def _shift_rows(node: ir.Node) -> ir.Node | None:
+    """The function call that makes a weight with float zero points, which a Cast may end."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    called = source.producer() if source is not None else node
+    return called if called is not None and called.op_type == SHIFT_ROWS else None
 
 
 def is_redundant_clamp(clamp: ir.Node, stored: ir.Node) -> bool:
