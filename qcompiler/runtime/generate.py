@@ -131,13 +131,14 @@ def _check(folder: pathlib.Path) -> Mapping[str, Any]:
             f"the folder has no {CONFIG}, so it holds no language model",
             "compile the transformers folder or GGUF file of a decoder, or a Whisper",
         )
-    if not (folder / "tokenizer.json").is_file():
-        raise QcError(
-            Code.NOT_ARTIFACT,
-            str(folder),
-            "the folder has no tokenizer.json",
-            "compile a folder that holds the tokenizer, or copy its files into this one",
-        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise QcError(
+                Code.NOT_ARTIFACT,
+                str(folder),
+                f"the folder has no {name}",
+                "compile a folder that holds the tokenizer, or copy its files into this one",
+            )
     try:
         said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]
         return {**said, "type": str(said["type"]), "context_length": int(said["context_length"])}

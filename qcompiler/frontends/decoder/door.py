@@ -169,22 +169,27 @@ def _open(
     weights, quantized = take_quantized(checkpoint.with_base(read(), family), layout, source)
     model = build(geometry, family, weights, source, quantized)
     opened = admit(model, "transformers", source, _example(geometry, model, tokenizer))
-    if genai.TOKENIZER not in tokenizer:
-        opened = with_diagnostics(opened, without_tokenizer(source, why))
+    opened = with_diagnostics(opened, *without_tokenizer(source, tokenizer, why))
     return dataclasses.replace(opened, companions=genai.companions(geometry, generation, tokenizer))
 
 
-def without_tokenizer(source: str, why: str = "") -> Diagnostic:
-    """What is told when no tokenizer lies beside the model."""
-    return Diagnostic(
+def without_tokenizer(
+    source: str, files: Mapping[str, bytes], why: str = ""
+) -> tuple[Diagnostic, ...]:
+    """What is told when no tokenizer, or half of it, lies beside the model."""
+    missing = genai.missing_files(files)
+    if not missing:
+        return ()
+    told = Diagnostic(
         Code.TOKENIZER_MISSING,
         source,
-        f"the artifact holds no {genai.TOKENIZER}{': ' + why if why else ''}; the model runs in"
-        " ONNX Runtime and, on tokens, in ONNX Runtime GenAI, but `qcompile generate` cannot read"
-        " a prompt",
+        f"the artifact holds no {' and no '.join(missing)}{': ' + why if why else ''}; the model"
+        " runs in ONNX Runtime and, on tokens, in ONNX Runtime GenAI, but `qcompile generate`"
+        " cannot read a prompt",
         "tokenizer.save_pretrained(OUT) into the artifact's folder, or compile a folder that holds"
         " model and tokenizer",
     )
+    return (told,)
 
 
 def _example(geometry: Geometry, model: ir.Model, tokenizer: Mapping[str, bytes]) -> Feed:

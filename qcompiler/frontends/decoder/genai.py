@@ -18,6 +18,7 @@ __all__ = [
     "TOKENIZER",
     "companions",
     "generation_of_folder",
+    "missing_files",
     "or_default",
     "session_options",
     "special_tokens",
@@ -28,9 +29,10 @@ __all__ = [
 _CONFIG = "genai_config.json"
 GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"  # without it there is none
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER = (
     TOKENIZER,
-    "tokenizer_config.json",
+    _TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -90,9 +92,20 @@ def generation_of_folder(folder: pathlib.Path, config: Any) -> dict[str, Any]:
 
 
 def tokenizer_files(folder: pathlib.Path) -> dict[str, bytes]:
-    """The tokenizer's files that lie in a folder."""
+    """The tokenizer's files that lie in a folder.
+
+    Raises:
+        QcError: QC707, its configuration is damaged.
+    """
+    if (folder / _TOKENIZER_CONFIG).is_file():
+        read_table(folder / _TOKENIZER_CONFIG)
     paths = (folder / name for name in _TOKENIZER)
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+def missing_files(tokenizer: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Names of the files without which ONNX Runtime GenAI reads no text."""
+    return tuple(name for name in (TOKENIZER, _TOKENIZER_CONFIG) if name not in tokenizer)
 
 
 def tokenizer_of_gguf(path: pathlib.Path) -> tuple[dict[str, bytes], str]:

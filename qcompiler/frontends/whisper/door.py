@@ -90,7 +90,6 @@ def _open(
     listening, opened = (
         dataclasses.replace(part, example=feed) for part, feed in zip(parts, feeds, strict=True)
     )
-    if TOKENIZER not in files:
-        opened = with_diagnostics(opened, without_tokenizer(source))
+    opened = with_diagnostics(opened, *without_tokenizer(source, files))
     companions = genai.companions(geometry, generation, files)
     return dataclasses.replace(opened, companions=companions, encoder=listening)

@@ -247,9 +247,18 @@ def test_a_damaged_tokenizer_is_refused(name: str, tmp_path: pathlib.Path) -> No
     with pytest.raises(QcError, match="tokenizer cannot be read") as caught:
         find_tokenizer(tmp_path)
     assert caught.value.code is Code.UNSUPPORTED_INPUT
-    if name == "tokenizer.json":
-        with pytest.raises(QcError, match="tokenizer cannot be read"):
-            open_model(tmp_path)
+    said = "tokenizer cannot be read" if name == "tokenizer.json" else "tokenizer_config"
+    with pytest.raises(QcError, match=said) as caught:
+        open_model(tmp_path)
+    assert caught.value.code is Code.UNSUPPORTED_INPUT
+
+
+def test_half_a_tokenizer_is_told(tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    told = {item.code: item.message for item in open_model(tmp_path).diagnostics}
+    assert "no tokenizer_config.json;" in told[Code.TOKENIZER_MISSING]
 
 
 def damage_header(folder: pathlib.Path) -> None:
