@@ -75,7 +75,7 @@ class BlockData:
     def allow_half_precision(self) -> bool:
         """Compute in bfloat16 if the processor does and it hides nothing; whether it is so now."""
         first = range(min(_TRIED, len(self.inputs)))
-        if not _computes_bfloat16(self.device) or not first:
+        if not _computes_bfloat16(self.device) or not first or self._has_float16():
             return False
         with torch.no_grad():
             exact = float(self.errors(first).mean())
@@ -83,6 +83,12 @@ class BlockData:
             rough = float(self.errors(first).mean())
         self.half_precision = abs(rough - exact) <= _HIDDEN * exact
         return self.half_precision
+
+    def _has_float16(self) -> bool:
+        """Whether the block computes in float16, which does not mix with bfloat16."""
+        module = self.block.module
+        tensors = (*module.parameters(), *module.buffers(), *self.inputs[0])
+        return any(tensor.dtype is torch.float16 for tensor in tensors)
 
     def batches(self, size: int, count: int, seed: int) -> Iterator[list[int]]:
         """Which samples each of ``count`` steps takes: all in random order, again and again."""

@@ -164,7 +164,7 @@ class SideBySide:
         rounder = self._rounders.get(call)
         if rounder is None:
             return tensors
-        return [rounder(tensor).to(tensor.dtype) for tensor in tensors]
+        return [rounder(tensor.float()).to(tensor.dtype) for tensor in tensors]
 
     def _call(self, call: fx.Node, index: int, env: Mapping[fx.Node, list[Any]]) -> Any:
         args, kwargs = self._arguments(call, index, env)

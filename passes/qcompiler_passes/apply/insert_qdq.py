@@ -228,12 +228,17 @@ class _Insertion:
             self.replaced.add(zero_point)
 
     def _cast_back(self, node: ir.Node, result: ir.Value, dtype: ir.DataType) -> None:
+        """Readers get the type they had; those that take low precision quantize the float32."""
+        low = [(use.node, use.idx) for use in result.uses() if self.takes_low(use.node, use.idx)]
+        for reader, index in low:
+            reader.replace_input_with(index, self.writer.static(result))
+        stored = [use.node for use in result.uses() if use.node.op_type == "QuantizeLinear"]
         tape = Tape(self.graph, node.name or "")
         cast = tape.op("Cast", result, to=dtype)
         cast.shape, cast.type = result.shape, ir.TensorType(dtype)
         self.graph.insert_after(node, tape.nodes)
         inherit(tape.nodes, [node])
-        move_uses(self.graph, result, cast, keep=tape.nodes)
+        move_uses(self.graph, result, cast, keep=[*tape.nodes, *stored])
 
     def _widen(self, node: ir.Node) -> None:
         """Compute in float32 between DQ and Q: constants follow, the result is float32."""

@@ -167,6 +167,23 @@ def test_a_split_is_carried_to_every_output() -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("form", list(Form))
+def test_float16_layers_hand_integers_on_without_the_cast_between(form: Form) -> None:
+    model = open_text(
+        f"""{HEAD} g (float16[3,32] x) => (float16[3,6] z, float16[3,16] t) <float16[3,16] y>
+        {{ y = MatMul(x, w) z = MatMul(y, v) t = Tanh(y) }}""",
+        {"w": image(32, 16).astype(np.float16) / 6, "v": image(16, 6).astype(np.float16) / 4},
+    )
+    kernels = dict.fromkeys("YZ", ("matmul-static", "u8tz,s8c@1->-"))
+    values = {"x": "u8tz", "y": "u8tz"}
+    hand = Hand(model, kernels, values, {"x": (-3, 3), "y": (-4, 4)})
+    lowered, settings = hand.lowered(form)
+    feed = {"x": image(3, 32).astype(np.float16)}
+    for want, found in zip(run_ort(model, feed), run_ort(lowered, feed, settings), strict=True):
+        assert found.dtype == np.float16
+        assert np.abs(want.astype(np.float32) - found).max() < 0.1
+
+
 def test_unified_inputs_of_a_concat_share_parameters() -> None:
     model = open_text(
         f"""{HEAD} g (float[2,3,4] a, float[2,5,4] b) => (float[2,9,4] y)
