@@ -21,7 +21,7 @@ from qcompiler.frontends.finite import check_finite
 from qcompiler.frontends.opened import Kind, Opened
 from qcompiler.ir.edit import name_everything
 from qcompiler.ir.legality import violations
-from qcompiler.ir.provenance import mark_origins
+from qcompiler.ir.provenance import forget_decisions, mark_origins
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import all_graphs, all_nodes
 from qcompiler.pipeline.contract import Feed
@@ -73,6 +73,7 @@ def admit(model: ir.Model, kind: Kind, source: str, example: Feed | None = None)
     _check_graph(model, source)
     check_finite(model, source)
     infer_shapes(model)
+    forget_decisions(model)
     mark_origins(model)
     return Opened(model, example, kind, source, is_quantized(model), tuple(diagnostics))
 

@@ -10,14 +10,34 @@ import onnx_ir as ir
 
 from qcompiler.ir.walk import all_nodes
 
-__all__ = ["SPEC", "inherit", "mark_origins", "module_of", "origins", "set_module", "user_nodes"]
+__all__ = [
+    "SPEC",
+    "forget_decisions",
+    "inherit",
+    "mark_origins",
+    "module_of",
+    "origins",
+    "set_module",
+    "user_nodes",
+]
 
 SPEC = "qcompiler.spec"  # on the DequantizeLinear of a weight: its spec
 
+_OURS = "qcompiler."
 _ORIGIN = "qcompiler.origin"
 _MODULE = "qcompiler.module"
+_LASTING = frozenset({SPEC, _ORIGIN, _MODULE})
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # torch's name for "outside any module"
 _SCOPES = "pkg.torch.onnx.name_scopes"  # written by torch.onnx.export(dynamo=True)
+
+
+def forget_decisions(model: ir.Model) -> None:
+    """Take off what an earlier compile stamped on its artifact for its own lowering."""
+    for node in all_nodes(model):
+        stamps = [key for key in node.metadata_props if key.startswith(_OURS)]
+        for key in stamps:
+            if key not in _LASTING:
+                del node.metadata_props[key]
 
 
 def mark_origins(model: ir.Model) -> None:

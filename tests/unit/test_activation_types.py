@@ -126,6 +126,17 @@ def test_16_bit_activations_are_in_microsofts_domain_before_opset_21(
     assert all(name.endswith("-u16") for name in kernels(artifact))
 
 
+def test_what_another_target_decided_is_forgotten_when_its_artifact_comes_in() -> None:
+    first = compiled("convnet", "qnn-htp", "static-a16w8")
+    again = qcompile(first.model, "cpu-vnni", form="ort")  # which multiplies no 16-bit integers
+    assert not kernels(again)
+    assert all(item.reason or item.verdict is not Verdict.FLOAT for item in again.plan)
+    feed = tiny.feeds("convnet", 1)[0]
+    wanted, found = first.run(feed), again.run(feed)
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-3)
+
+
 def test_fixed_ranges_may_depend_on_the_type() -> None:
     qnn = load_target("qnn-htp")
     u8, u16 = (activation_spec(qnn, Form.QDQ, name) for name in ("int8", "int16"))

@@ -15,6 +15,7 @@ from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import State, TensorRange
 from qcompiler.plan import Intent, NodeDecision, Own, Verdict
 from qcompiler.schemes import Granularity
+from qcompiler.targets.activations import activation_spec, offered_activations
 from qcompiler.targets.conditions import CONDITIONS, Context
 from qcompiler.targets.schema import Carry, Form, Scheme
 from qcompiler_passes.apply.qdq_writer import QdqWriter
@@ -38,6 +39,8 @@ from qcompiler_passes.quantized.stored import (
 
 __all__ = ["Adoption"]
 
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)  # what every runtime moves
+
 
 class Adoption:
     """Finds the sites, stamps them, and keeps what the plan will say.
@@ -59,6 +62,7 @@ class Adoption:
         self.fitting = fitting
         self.writer = QdqWriter(model.graph, state)
         self.carries = {row.op: row for row in state.target.carries}
+        self.carried = {*_BYTES, *_activation_types(state)}
         self.wishes = wishes_of(all_nodes(model), state.recipe, state.removed)
         self.values: dict[str, Intent] = {}
         self.ranges: dict[str, TensorRange] = {}
@@ -211,6 +215,8 @@ class Adoption:
         stored = None if dq is None else Stored.of(dq)
         if row is None or dq is None or stored is None or not stored.per_tensor:
             return
+        if stored.dtype not in self.carried:
+            return
         behind = [quantize_behind(output) for output in node.outputs if output.uses()]
         if not behind or any(q is None or not same(Stored.of(q), stored) for q in behind):
             return
@@ -242,7 +248,7 @@ class Adoption:
         stored = None if dq is None else Stored.of(dq)
         if row is None or dq is None or stored is None or not stored.per_tensor:
             return False
-        if stored.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        if stored.dtype not in _BYTES:
             return False
         if self._carry_refusal(node, row) is not None or node.op_type in ("Relu", "Clip", "Pad"):
             return False
@@ -361,6 +367,13 @@ _INTEGER_OPERATORS = (
     "GatherBlockQuantized",
     "QMoE",
 )
+
+
+def _activation_types(state: State) -> set[ir.DataType]:
+    """What activations of the target's static kernels are stored in, in the form."""
+    names = offered_activations(state.target, state.form)
+    specs = (activation_spec(state.target, state.form, name) for name in names)
+    return {spec.dtype for spec in specs if spec is not None}
 
 
 def _decide(node: ir.Node, verdict: Verdict, **fields: object) -> NodeDecision:
