@@ -23,7 +23,7 @@ from qcompiler.ir.edit import name_everything
 from qcompiler.ir.legality import violations
 from qcompiler.ir.provenance import forget_decisions, mark_origins
 from qcompiler.ir.shape_inference import infer_shapes
-from qcompiler.ir.walk import all_graphs, all_nodes
+from qcompiler.ir.walk import all_graphs, all_nodes, captured
 from qcompiler.pipeline.contract import Feed
 
 __all__ = ["OLDEST_OPSET", "admit", "is_quantized"]
@@ -204,7 +204,7 @@ def _sort(model: ir.Model, source: str) -> None:
 def _unsorted(graph: ir.Graph) -> bool:
     seen: set[ir.Node] = set()
     for node in graph:
-        for value in node.inputs:
+        for value in (*node.inputs, *captured(node)):
             producer = None if value is None else value.producer()
             if producer is not None and producer.graph is graph and producer not in seen:
                 return True

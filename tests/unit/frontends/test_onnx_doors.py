@@ -120,6 +120,17 @@ def test_a_graph_out_of_order_is_sorted() -> None:
     assert [n.op_type for n in open_model(proto).model.graph] == ["Neg", "Abs", "Exp"]
 
 
+def test_what_only_a_body_reads_is_sorted_in_front_of_it() -> None:
+    proto = parsed(
+        """g (bool c, float[N] x) => (float[N] y) {
+            y = If(c) <then_branch = t () => (float[N] p) { p = Neg(h) },
+                       else_branch = e () => (float[N] q) { q = Abs(h) }>
+            h = Relu(x)
+        }"""
+    )
+    assert [n.op_type for n in open_model(proto).model.graph] == ["Relu", "If"]
+
+
 @pytest.mark.parametrize(
     ("op", "quantized"), [("Neg(x)", False), ("DynamicQuantizeLinear(x)", True)]
 )
