@@ -139,7 +139,7 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
         if isinstance(model, transformers.PreTrainedModel):
             from qcompiler.frontends import decoder, transformers_model, whisper
 
-            if example_inputs is None and decoder.is_decoder(model.config):
+            if example_inputs is None and decoder.is_decoder(model):
                 return decoder.open_pretrained(model, type(model).__name__)
             if example_inputs is None and whisper.is_whisper(model):
                 return whisper.open_pretrained(model, type(model).__name__)

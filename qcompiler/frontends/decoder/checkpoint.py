@@ -48,11 +48,26 @@ def from_folder(folder: pathlib.Path) -> dict[str, Stored]:
 
 
 def from_module(module: torch.nn.Module) -> dict[str, Stored]:
-    """Every tensor of a module's state; shares the module's memory."""
-    return {
-        name: Stored(name, tuple(tensor.shape), functools.partial(_array, tensor))
-        for name, tensor in module.state_dict().items()
-    }
+    """Every tensor of a module's state; shares the module's memory.
+
+    Raises:
+        QcError: QC707, a tensor has no data.
+    """
+    import torch
+
+    found = {}
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # what modules of torch's own quantization keep beside their weights
+        if tensor.is_meta:
+            raise QcError(
+                Code.UNSUPPORTED_INPUT,
+                type(module).__name__,
+                f"weight {name!r} has no data: it lies on the meta device",
+                "load the model with its weights",
+            )
+        found[name] = Stored(name, tuple(tensor.shape), functools.partial(_array, tensor))
+    return found
 
 
 def with_base(weights: Mapping[str, Stored], family: Family) -> Mapping[str, Stored]:

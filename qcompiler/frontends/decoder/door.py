@@ -38,14 +38,17 @@ _TEXTS = (
 _ENDINGS = ("ForCausalLM", "GPT2LMHeadModel")
 
 
-def is_decoder(config: pathlib.Path | Any) -> bool:
-    """Whether a transformers folder, or a configuration, is of a decoder-only language model."""
-    if isinstance(config, pathlib.Path):
-        said = said_config(config)
+def is_decoder(model: pathlib.Path | transformers.PreTrainedModel) -> bool:
+    """Whether a transformers folder, or a model, is a decoder-only language model.
+
+    A model's class tells: its configuration may name another, or none yet.
+    """
+    if isinstance(model, pathlib.Path):
+        said = said_config(model)
         names, both = said.get("architectures") or [], said.get("is_encoder_decoder")
     else:
-        names = getattr(config, "architectures", None) or []
-        both = getattr(config, "is_encoder_decoder", False)
+        names = [type(model).__name__]
+        both = getattr(model.config, "is_encoder_decoder", False)
     return bool(names) and not both and str(names[0]).endswith(_ENDINGS)
 
 
@@ -110,7 +113,7 @@ def open_gguf(path: pathlib.Path) -> Opened:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # its readers unpack bytes and fail in many ways
         raise QcError(
             Code.UNSUPPORTED_INPUT,
             str(path),

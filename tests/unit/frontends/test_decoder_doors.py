@@ -202,6 +202,29 @@ def test_example_inputs_give_the_plain_export() -> None:
             check(run(session, {"input_ids": other})["logits"], transformers_logits(model, other))
 
 
+def test_the_class_of_a_model_in_memory_decides_and_not_its_configuration() -> None:
+    model = decoder("llama")
+    ids = {"input_ids", "attention_mask"}
+    for part in (model.model, transformers.LlamaForSequenceClassification(model.config).eval()):
+        assert {value.name for value in open_model(part).model.graph.inputs} == ids
+    model.config.architectures = None  # as before it is saved for the first time
+    assert len(open_model(model).model.graph.inputs) == 6
+
+
+def test_models_in_memory_without_data_or_with_other_layers_are_refused() -> None:
+    with torch.device("meta"):
+        empty = transformers.LlamaForCausalLM(decoder("llama").config)
+    with pytest.raises(QcError, match="meta device") as caught:
+        open_model(empty)
+    assert caught.value.code is Code.UNSUPPORTED_INPUT
+    changed = decoder("llama")
+    layer = changed.model.layers[0].mlp
+    layer.up_proj = torch.nn.Sequential(layer.up_proj)
+    with pytest.raises(QcError, match=r"no weight 'model\.layers\.0\.mlp\.up_proj") as caught:
+        open_model(changed)
+    assert "example_inputs" in caught.value.diagnostic.hint
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

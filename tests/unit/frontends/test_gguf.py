@@ -75,6 +75,9 @@ def test_other_files_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(QcError, match="cannot load") as found:
         open_model(path)
     assert found.value.code is Code.UNSUPPORTED_INPUT
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(QcError, match="cannot load"):
+        open_model(path)
     path.write_bytes(b"no model at all")
     with pytest.raises(QcError, match="GGUF"):
         open_model(path)
