@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.opened import ENCODER
+from qcompiler.ir.inline import inlined
 from qcompiler.pipeline.contract import Feed
 from qcompiler.plan import Plan
 from qcompiler.report.model import Report
@@ -172,7 +173,7 @@ class Artifact:
         if large:
             ir.save(self.model, folder / MODEL, external_data=_DATA)
         else:
-            proto = ir.to_proto(self.model)
+            proto = ir.to_proto(inlined(self.model))
             (folder / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
         return {name: _digest(folder / name) for name in (MODEL, *((_DATA,) if large else ()))}
 

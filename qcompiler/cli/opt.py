@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
+from qcompiler.ir.inline import inlined
 from qcompiler.ir.text import model_text
 from qcompiler.pipeline.contract import State
 from qcompiler.pipeline.registry import parse_pipeline
@@ -53,7 +54,7 @@ def _save(model: ir.Model, output: pathlib.Path) -> None:
     """Write an ONNX file under another name, then rename it: nothing half-written stays."""
     partial = output.with_name(f".{output.name}.partial")
     try:
-        ir.save(model, partial)
+        ir.save(inlined(model), partial)
         partial.replace(output)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from qcompiler import Artifact, qcompile
+from qcompiler.cli.opt import run_opt
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.runtime.inputs import generate_feed
@@ -107,3 +109,34 @@ def test_a_protobuf_does_not_know_its_folder(saved: pathlib.Path) -> None:
 
 def test_an_ir_model_knows_its_folder(saved: pathlib.Path) -> None:
     assert open_model(ir.load(saved)).model.graph.initializers
+
+
+@pytest.mark.parametrize("recipe", ["float", "weight-int8"])
+def test_an_artifact_holds_the_float_weights_of_other_files(
+    saved: pathlib.Path, tmp_path: pathlib.Path, recipe: str
+) -> None:
+    proto = onnx.load(saved, load_external_data=False)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("wide", 1, [16, 512]))
+    onnx.save(proto, saved)
+    artifact = qcompile(saved, "cpu-vnni", recipe, output=tmp_path / "out")
+    (saved.parent / "weights.bin").rename(tmp_path / "elsewhere")
+    feed = generate_feed(artifact.model)
+    found = Artifact.load(tmp_path / "out").run(feed)
+    assert found["wide"].shape == (16, 512)
+    deployed = run(open_session(tmp_path / "out" / "model.onnx"), feed)
+    for name, array in found.items():
+        np.testing.assert_allclose(deployed[name], array, atol=1e-6)
+
+
+def test_a_model_that_passes_were_run_on_is_one_file(
+    saved: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    proto = onnx.load(saved, load_external_data=False)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("wide", 1, [16, 512]))
+    onnx.save(proto, saved)
+    target = tmp_path / "other" / "after.onnx"
+    target.parent.mkdir()
+    run_opt(str(saved), "remove-dead", "cpu-vnni", None, None, target)
+    (saved.parent / "weights.bin").rename(tmp_path / "elsewhere")
+    session = open_session(target)
+    assert run(session, generate_feed(open_model(target).model))["wide"].shape == (16, 512)
