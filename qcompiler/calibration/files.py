@@ -97,10 +97,12 @@ def _slices(arrays: Item, specs: Sequence[InputSpec]) -> Iterator[int | slice | 
         yield from range(length)
         return
     batched = all(
-        array.ndim == len(spec.shape) and not isinstance(spec.shape[0], int)
+        array.ndim == len(spec.shape) > 0 and not isinstance(spec.shape[0], int)
         for spec, array in known
     )
-    fixed_one = all(array.ndim == len(spec.shape) and spec.shape[0] == 1 for spec, array in known)
+    fixed_one = all(
+        array.ndim == len(spec.shape) and spec.shape[:1] == (1,) for spec, array in known
+    )
     if fixed_one:
         yield from (slice(start, start + 1) for start in range(length))
     elif batched and length:

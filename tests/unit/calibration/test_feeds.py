@@ -230,3 +230,16 @@ def test_types_that_numpy_does_not_know_have_a_digest_too() -> None:
     )
     assert shapes(ones) == shapes(twos) == [(2, 4)]
     assert ones.digest != twos.digest
+
+
+def test_a_scalar_beside_a_batch_is_read_from_a_file(tmp_path: pathlib.Path) -> None:
+    scalar = InputSpec("s", np.dtype(np.float32), ())
+    np.savez(tmp_path / "one.npz", x=ROW, s=np.float32(3))
+    (one,) = open_feeds(tmp_path / "one.npz", [X, scalar])
+    assert (one["x"].shape, one["s"].shape) == ((2, 4), ())
+    np.savez(tmp_path / "many.npz", x=np.stack([ROW, ROW, ROW]), s=np.arange(3, dtype=np.float32))
+    assert [float(feed["s"]) for feed in open_feeds(tmp_path / "many.npz", [X, scalar])] == [
+        0,
+        1,
+        2,
+    ]
