@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from qcompiler.analysis.budget import choose_under_budget
 from qcompiler.diagnostics import Code, Diagnostic, QcError
-from qcompiler.numerics.nbits import stored_bytes
 from qcompiler.pipeline.contract import Fact, Feed, Pass, PassResult, Phase, State
 from qcompiler.recipe import Recipe
 from qcompiler_passes.decide.bit_options import BitLayer, BitRounding, bit_layers
@@ -68,7 +67,7 @@ class AllotBits(Pass):
                 "choose a weight-only recipe, as 'weight-int4'",
             )
         costs = {
-            name: {bits: stored_bytes(spec, layer.shape) for bits, spec in layer.specs.items()}
+            name: {bits: layer.stored_bytes(bits) for bits in layer.specs}
             for name, layer in layers.items()
         }
         weights = sum(layer.size for layer in layers.values())

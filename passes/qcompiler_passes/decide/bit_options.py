@@ -12,13 +12,16 @@ import onnx_ir as ir
 
 from qcompiler.ir.edit import constant
 from qcompiler.ir.walk import all_nodes
+from qcompiler.numerics.nbits import stored_bytes
 from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import State
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.rows import Rows
+from qcompiler_passes.decide.ties import follow_tie
 from qcompiler_passes.decide.wishes import Wish, pin, wishes_of
+from qcompiler_passes.planned import product_of_table
 from qcompiler_passes.weights.alone import round_alone
 
 __all__ = ["BitLayer", "BitRounding", "bit_layers"]
@@ -33,12 +36,19 @@ class BitLayer:
         shape: ``[K, N]``.
         specs: By bits.
         algorithm: What will round it.
+        table_bytes: By bits, what an embedding table takes that could share the numbers of this
+            weight, and by these bits does not; empty where none could.
     """
 
     node: ir.Node
     shape: tuple[int, int]
     specs: Mapping[int, QSpec]
     algorithm: str
+    table_bytes: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    def stored_bytes(self, bits: int) -> int:
+        """What the file holds for this option: codes, scales and zero points, a table untied."""
+        return stored_bytes(self.specs[bits], self.shape) + self.table_bytes.get(bits, 0)
 
     @property
     def size(self) -> int:
@@ -52,6 +62,7 @@ def bit_layers(model: ir.Model, state: State) -> Iterator[BitLayer]:
     recipe = state.recipe
     wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
     rows = Rows(state.target, state.form, state.shapes, embeddings=recipe.embeddings)
+    tables = {product_of_table(item): item for item in model.graph if item.op_type == "Gather"}
     for node in model.graph:
         wish = wishes[str(node.name)]
         if node.op_type != "MatMul" or Scheme.WEIGHT not in wish.schemes:
@@ -60,8 +71,38 @@ def bit_layers(model: ir.Model, state: State) -> Iterator[BitLayer]:
         choices = (wish.bits,) if fixed else recipe.bits_choices
         specs = {bits: spec for bits in choices if (spec := _spec(rows, node, wish, bits))}
         array = constant(node.inputs[1]) if specs else None
-        if array is not None and array.ndim == 2:
-            yield BitLayer(node, (array.shape[0], array.shape[1]), specs, wish.algorithm)
+        if array is None or array.ndim != 2:
+            continue
+        shape = (array.shape[0], array.shape[1])
+        found = BitLayer(node, shape, specs, wish.algorithm)
+        if node in tables:
+            found = dataclasses.replace(
+                found, table_bytes=_table_bytes(rows, tables[node], found, wishes)
+            )
+        yield found
+
+
+def _table_bytes(
+    rows: Rows, table: ir.Node, layer: BitLayer, wishes: Mapping[str, Wish]
+) -> dict[int, int]:
+    """What the table takes besides the layer's own bytes: nothing where one buffer is both."""
+    if wishes[str(table.name)].rule is not None:
+        return {}  # the table has a form of its own, whatever the layer gets
+    found = {}
+    for bits, spec in layer.specs.items():
+        product = str(layer.node.name)
+        own = {**wishes, product: dataclasses.replace(wishes[product], bits=bits)}
+        wish = follow_tie(table, layer.node, own)
+        fits = (row for row in rows.of(table) if rows.refusal(row, table, wish) is None)
+        row = next(fits, None)
+        stored = None if row is None else rows.weight_spec(row, wish)
+        if stored is None:
+            found[bits] = 4 * layer.size
+        elif dataclasses.replace(stored, axis=spec.axis) == spec:
+            found[bits] = 0
+        else:
+            found[bits] = stored_bytes(stored, layer.shape)
+    return found if 0 in found.values() else {}
 
 
 def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:

@@ -14,18 +14,22 @@ from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.wishes import Wish
 from qcompiler_passes.planned import product_of_table
 
-__all__ = ["follow_ties"]
+__all__ = ["follow_tie", "follow_ties"]
 
 
 def follow_ties(graph: ir.Graph, wishes: Mapping[str, Wish]) -> dict[str, Wish]:
     """Let a table follow the wish for the product that it is tied to, where no rule is on it."""
     found = dict(wishes)
     for node in graph:
-        wish = wishes.get(str(node.name))
-        if node.op_type != "Gather" or wish is None or wish.rule is not None:
-            continue
-        product = product_of_table(node)
-        other = wishes.get(str(product.name)) if product is not None else None
-        if other is not None and (Scheme.WEIGHT in other.schemes or not other.schemes):
-            found[str(node.name)] = dataclasses.replace(other, kernel="", rule=None, tied=True)
+        product = product_of_table(node) if node.op_type == "Gather" else None
+        if product is not None and str(node.name) in wishes and str(product.name) in wishes:
+            found[str(node.name)] = follow_tie(node, product, wishes)
     return found
+
+
+def follow_tie(table: ir.Node, product: ir.Node, wishes: Mapping[str, Wish]) -> Wish:
+    """The wish for a table that is tied to a product: the product's, unless it has its own."""
+    own, other = wishes[str(table.name)], wishes[str(product.name)]
+    if own.rule is None and (Scheme.WEIGHT in other.schemes or not other.schemes):
+        return dataclasses.replace(other, kernel="", rule=None, tied=True)
+    return own

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
 
+import decoders
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler_models import tiny
@@ -149,3 +151,28 @@ def test_what_could_not_be_compared_is_told(monkeypatch):
     moved, told = moved_of(compiled(7.0))
     assert moved == [0.0]
     assert "not compared" in told.message
+
+
+def test_a_table_that_the_output_layer_no_longer_shares_counts():
+    pytest.importorskip("transformers")
+    recipe = {
+        "base": "weight-int4",
+        "weights": WEIGHTS,
+        "megabytes_budget": 0.06,
+        "bits_choices": [3, 4, 5, 6],
+        "text": {"length": 16},
+    }
+    model = decoders.decoder("llama-tied")
+    artifact = qcompile(model, "cpu-vnni", recipe, decoders.tokens(8, 16))
+    bits, _, damages = bits_of(artifact)
+    assert bits["lm_head/MatMul"] == 4  # which a table can have as well
+    assert damages["lm_head/MatMul"][6] < damages["lm_head/MatMul"][4]
+    constants = {
+        value.name: value.const_value.nbytes
+        for node in artifact.model.graph
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+        if node.op_type.startswith(("MatMulNBits", "Gather", "Unpack"))
+        and value.dtype != ir.DataType.INT64
+    }
+    assert sum(constants.values()) <= 0.06e6
