@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from qcompiler.diagnostics import Code, QcError
@@ -15,6 +16,7 @@ from qcompiler.plan import Plan
 from qcompiler.report.charts import chart_data, finite
 from qcompiler.report.model import Report
 from qcompiler.report.page import _code, report_page, write_page
+from qcompiler.verify.fidelity import OutputFidelity
 
 _VOID = {"meta", "input", "br", "img", "link"}
 _LOADS = {"src", "srcset", "data", "poster", "action", "formaction", "background", "ping"}
@@ -173,6 +175,27 @@ def test_infinite_errors_do_not_break_the_page(report: Report, plan: Plan) -> No
     [text] = [text for attributes, text in page.scripts if attributes.get("id") == "data"]
     assert json.loads(text)["error"]["sqnr"] == [None]
     assert finite({"a": [float("nan"), 1.0]}) == {"a": [None, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (
+            OutputFidelity("y", 0.0, -np.inf, np.inf, False, 1, unlike="found 2, wanted 3"),
+            "found 2",
+        ),
+        (OutputFidelity("y", 0.0, -np.inf, 0.0, True, 1, compared=False), "no number to compare"),
+        (OutputFidelity("y", 0.0, -np.inf, 0.5, True, 1), "float gives zeros"),
+    ],
+)
+def test_outputs_that_cannot_be_compared_are_not_called_equal(
+    report: Report, plan: Plan, item: OutputFidelity, said: str
+) -> None:
+    fidelity = (item.to_dict(), OutputFidelity("z", 1.0, np.inf, 0.0, True, 1).to_dict())
+    text = report_page(dataclasses.replace(report, fidelity=fidelity), plan)
+    assert said in text
+    assert "equal to float" not in text
+    assert text.count(">exact<") == 1
 
 
 def test_the_page_of_a_small_model_is_small(report: Report, plan: Plan) -> None:
