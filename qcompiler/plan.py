@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import enum
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -178,6 +179,13 @@ class Plan:
         while isinstance(intent := self.values[value], Same):
             if value in seen:
                 raise QcError(Code.BAD_PLAN, value, "values share parameters in a circle")
+            if intent.of not in self.values:
+                raise QcError(
+                    Code.BAD_PLAN,
+                    value,
+                    f"shares the parameters of %{intent.of}, of which the plan's values say nothing",
+                    nearest(intent.of, self.values),
+                )
             seen.add(value)
             value = intent.of
         return value
@@ -317,5 +325,8 @@ def _intent_from_dict(data: Mapping[str, Any]) -> Intent:
         return Same(data["same"])
     spec = QSpec.parse(data["spec"])
     if "lo" in data:
-        return Fixed(spec, float(data["lo"]), float(data["hi"]))
+        lo, hi = float(data["lo"]), float(data["hi"])
+        if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
+            raise ValueError(f"the range [{lo:g}, {hi:g}] is none")
+        return Fixed(spec, lo, hi)
     return Own(spec)

@@ -138,7 +138,7 @@ class Recipe(Strict):
     verify: VerifyOptions = VerifyOptions()
     quantized: QuantizedOptions = QuantizedOptions()
     pipeline: str | None = None
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
     max_drop: float | None = pydantic.Field(None, ge=0.0, allow_inf_nan=False)
     drop: Literal["relative", "absolute"] = "relative"
     keep_float: int | None = pydantic.Field(None, ge=0)

@@ -307,7 +307,7 @@ class TextOptions(Strict):
 
     samples: int = pydantic.Field(128, ge=1)
     length: int = pydantic.Field(512, ge=2)
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
     own_samples: int = pydantic.Field(16, ge=0)
 
 

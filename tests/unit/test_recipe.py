@@ -74,6 +74,8 @@ def test_a_key_in_the_wrong_table_is_answered_with_the_right_one(data: dict, hin
         {"weights": {"algorithm": "autoround", "double_quant": {"bits": 8}}},
         {"schemes": ["fp3"]},
         {"seed": "x"},
+        {"seed": -1},
+        {"text": {"seed": 2**32}},
         {"smoothing": {"alpha": 1.2}},
         {"smoothing": {"alpha": -0.1}},
         {"smoothing": {"alpha": float("nan")}},

@@ -88,6 +88,22 @@ def test_parameters_shared_in_a_circle_are_refused() -> None:
         plan.owner("a")
 
 
+def test_parameters_shared_with_nobody_are_refused() -> None:
+    plan = Plan("cpu", "auto", "ort", {}, {"a": Same("bb"), "b": Own(QSpec.parse("u8tz"))})
+    with pytest.raises(QcError, match="shares the parameters of %bb") as caught:
+        plan.owner("a")
+    assert caught.value.code is Code.BAD_PLAN
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(float("nan"), 1.0), (0.0, float("inf")), (3.0, 1.0)])
+def test_a_range_that_is_none_is_refused(lo: float, hi: float) -> None:
+    data = a_plan().to_dict()
+    data["values"]["x"] = {"spec": "u8tz", "lo": lo, "hi": hi}
+    with pytest.raises(QcError, match="is none") as caught:
+        Plan.from_dict(data)
+    assert caught.value.code is Code.BAD_PLAN
+
+
 def test_a_float_verdict_needs_a_reason() -> None:
     with pytest.raises(ValueError, match="without a reason"):
         NodeDecision("n", "Softmax", Verdict.FLOAT)
