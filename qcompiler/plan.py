@@ -183,7 +183,7 @@ class Plan:
                 raise QcError(
                     Code.BAD_PLAN,
                     value,
-                    f"shares the parameters of %{intent.of}, of which the plan's values say nothing",
+                    f"shares the parameters of %{intent.of}, which has none in the plan",
                     nearest(intent.of, self.values),
                 )
             seen.add(value)
