@@ -137,6 +137,29 @@ def test_what_another_target_decided_is_forgotten_when_its_artifact_comes_in() -
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-3)
 
 
+@pytest.mark.parametrize("one", ["cpu-vnni", "cpu-arm64"])
+@pytest.mark.parametrize("other", ["cpu-vnni", "cpu-arm64"])
+def test_integers_of_the_other_sign_come_in(one: str, other: str) -> None:
+    recipe = {"base": "static-int8", "force": True}
+    first = compiled("convnet", one, recipe)  # whose image gets a fourth channel
+    again = qcompile(first.model, other)
+    assert kernels(again) == kernels(first)
+    feed = tiny.feeds("convnet", 1, seed=5)[0]
+    wanted, found = first.run(feed), again.run(feed)
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+
+
+def test_8_bit_floats_come_in_again() -> None:
+    first = compiled("mlp", "generic-qdq", "static-fp8")
+    again = qcompile(first.model, "generic-qdq")
+    assert kernels(again) == kernels(first)
+    feed = tiny.feeds("mlp", 1, seed=5)[0]
+    wanted, found = first.run(feed), again.run(feed)
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+
+
 def test_fixed_ranges_may_depend_on_the_type() -> None:
     qnn = load_target("qnn-htp")
     u8, u16 = (activation_spec(qnn, Form.QDQ, name) for name in ("int8", "int16"))

@@ -170,11 +170,15 @@ class Adoption:
             return stored
         name = str(q.inputs[0].name)
         spec = stored.spec()
-        spec = dataclasses.replace(spec, symmetric=self._is_symmetric(spec))
+        if not spec.is_float8:
+            spec = dataclasses.replace(spec, symmetric=self._is_symmetric(spec))
         self.values.setdefault(name, Own(spec))
         bits = stored.dtype.bitwidth
         low = -(1 << (bits - 1)) if stored.dtype.is_signed() else 0
-        ends = np.array([low, low + (1 << bits) - 1]) - stored.zero_point
+        high = low + (1 << bits) - 1
+        if spec.is_float8:
+            low, high = spec.qmin, spec.qmax
+        ends = np.array([low, high]) - stored.zero_point
         lo, hi = (ends * stored.scale).astype(np.float32)
         self.ranges.setdefault(name, TensorRange(np.asarray(lo), np.asarray(hi), "given"))
         return stored

@@ -139,27 +139,28 @@ class Fitting:
             return Refusal(Code.NOT_CONSTANT, f"the scale of {what} is computed at run time")
         if row.op in _LINEAR and index == 1:
             return self._weight(stored, wanted, row)
-        return self._activation(stored, wanted, row, what) or self._changed(stored, wanted).spec()
+        if constant(source) is not None:  # its sign is changed with the site
+            stored = self._changed(stored, wanted)
+        return self._activation(stored, wanted, row, what) or stored.spec()
 
     def _changed(self, stored: Stored, wanted: QSpec) -> Stored:
         return stored.shifted(wanted.dtype)
 
     def _activation(self, stored: Stored, wanted: QSpec, row: Kernel, what: str) -> Refusal | None:
-        changed = self._changed(stored, wanted)
         if not stored.per_tensor:
             return Refusal(
                 Code.CONDITION, f"{row.id}: {what} has {stored.scale.size} scales, wanted one"
             )
-        if changed.dtype is not wanted.dtype:
+        if stored.dtype is not wanted.dtype:
             return Refusal(
                 Code.CONDITION,
                 f"{row.id}: {what} is stored as {stored.spec()}, wanted {wanted}",
             )
-        if wanted.symmetric and not changed.symmetric:
+        if wanted.symmetric and not stored.symmetric:
             return Refusal(
                 Code.CONDITION,
                 f"{row.id}: {what} has zero point {int(stored.zero_point)}, {self.target.name}"
-                f" takes {int(stored.zero_point) - int(changed.zero_point) + changed.middle}",
+                f" takes {stored.middle}",
             )
         return None
 

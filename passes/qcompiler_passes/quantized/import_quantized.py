@@ -13,6 +13,7 @@ from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import op_name
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.quantized.dequantized import drop_quantization, strip_float_operators
+from qcompiler_passes.quantized.idle_channels import drop_idle_channels
 from qcompiler_passes.quantized.integer_constants import (
     canonical_gemm,
     round_constants,
@@ -64,7 +65,7 @@ class ImportQuantized(Pass):
         """Rewrite the main graph; operators in bodies stay."""
         graph = model.graph
         diagnostics: list[Diagnostic] = []
-        changed = False
+        changed = drop_idle_channels(graph)
         for node in list(graph):
             spell = _SPELLINGS.get(op_name(node))
             if spell is None or node.graph is not graph:
