@@ -317,8 +317,10 @@ def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        found = f"{path} = {first['input']!r}: {first['msg'].lower()}"
-        return QcError(Code.RECIPE_KEY, where, found)
+        given, said = first["input"], first["msg"].removeprefix("Value error, ").lower()
+        # keys of a table that do not go together are named by the message, without all others
+        found = path if isinstance(given, Mapping) else f"{path} = {given!r}"
+        return QcError(Code.RECIPE_KEY, where, f"{found}: {said}" if found else said)
     *above, key = map(str, first["loc"])
     table = next((part for part in reversed(above) if part in _MODELS), "")
     models: dict[str, type[pydantic.BaseModel]] = {"": Recipe, **_MODELS}

@@ -93,6 +93,20 @@ def test_a_bad_value_is_refused_naming_the_key(data: dict) -> None:
     assert next(iter(data)) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"bits_budget": 4.0, "megabytes_budget": 1.0}, "give bits_budget or megabytes_budget"),
+        ({"weights": {"format": "nf4", "bits": 3}}, "weights: nf4 has codes of 4 bits"),
+        ({"rules": [{"zero_point": "float", "symmetric": True}]}, "rules.0: float zero points"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_named_without_the_rest(data: dict, said: str) -> None:
+    with pytest.raises(QcError, match=said) as error:
+        Recipe.of({"base": "weight-int4", **data})
+    assert "{" not in error.value.diagnostic.message
+
+
 def test_a_base_recipe_is_overridden_key_by_key() -> None:
     recipe = Recipe.of({"base": "static-int8", "calibration": {"method": "minmax"}})
     assert recipe.schemes == (Scheme.STATIC,)
