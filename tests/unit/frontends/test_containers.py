@@ -67,3 +67,13 @@ def test_elements_of_an_output_are_compared_one_by_one(name: str) -> None:
     compared = [item["output"] for item in artifact.report.fidelity]
     assert compared == ["h", *elements]
     assert all(item["cosine"] > 0.99 for item in artifact.report.fidelity)
+
+
+@pytest.mark.parametrize("recipe", ["w4-teq", "w4-autoround-light"])
+def test_blocks_that_give_sequences_learn_by_their_tensors(recipe: str) -> None:
+    pytest.importorskip("torch")
+    outputs, body, _ = OUTPUTS["sequence"]
+    proto = model(f"{TENSOR} h, {outputs}", f"g = Neg(h)  {body}")
+    artifact = qcompile(proto, "cpu-vnni", recipe, feeds())
+    assert artifact.plan.count()["quantized"] == 1
+    assert artifact.report.fidelity[0]["cosine"] > 0.95
