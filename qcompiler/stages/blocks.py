@@ -159,8 +159,8 @@ def _stages_of_blocks(graph: ir.Graph, blocks: Sequence[Block]) -> list[Stage]:
     runs = {node: index if node in needed else end for node, index in runs.items()}
     *stages, _ = stages_of(graph, runs, end + 1)
     if blocks and not stages[-1].outputs:  # the model ends with the last block
-        made = [out for node in stages[-1].nodes for out in node.outputs if out.is_graph_output()]
-        final = [out for out in made if not isinstance(out.type, ir.SequenceType | ir.OptionalType)]
+        ends = [out for node in stages[-1].nodes for out in node.outputs if out.is_graph_output()]
+        final = [out for out in ends if not isinstance(out.type, ir.SequenceType | ir.OptionalType)]
         stages[-1] = dataclasses.replace(stages[-1], outputs=tuple(final))
     return stages
 
