@@ -80,8 +80,8 @@ def qcompile(
             file, or a :class:`~qcompiler.targets.schema.Target`.
         recipe: Name, path of a TOML/YAML/JSON file, mapping or :class:`Recipe`; None is ``auto``.
         calibration: Iterable of feeds (dict name -> array, tuple, or array), a callable returning
-            one, a torch DataLoader, or the path of an ``.npz`` file or of a folder of them. For a
-            language model also a list of strings, a text, JSON or JSONL file, tokens
+            one, a torch DataLoader, or the path of an ``.npz`` or ``.npy`` file or of a folder of
+            them. For a language model also a list of strings, a text, JSON or JSONL file, tokens
             ``[n, length]``, or a data set with a column ``text`` or ``input_ids``. For an
             encoder-decoder feeds of ``audio_features`` and ``input_ids``, sound and its text.
         example_inputs: For torch models: a tuple or dict of tensors.

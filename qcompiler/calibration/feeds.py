@@ -29,7 +29,7 @@ __all__ = ["FeedSource", "open_feeds"]
 _SOURCE = "calibration"
 _FORMS = (
     "give an iterable of feeds (dict name -> array, tuple in input order, or one array), a "
-    "callable returning one, a torch DataLoader, or a path to .npz, .npy or a folder of .npz"
+    "callable returning one, a torch DataLoader, or a path to .npz, .npy or a folder of them"
 )
 
 
@@ -206,7 +206,7 @@ def open_feeds(
         calibration: An iterable of feeds; a callable that returns one (called anew for each
             pass); a torch ``DataLoader``; one ``dict`` of arrays, transformers ``BatchEncoding``,
             array or tensor, which is a single feed; a path to ``.npz``, ``.npy`` or a folder of
-            ``.npz``; a :class:`FeedSource`. A feed is a mapping from input names to arrays or
+            them; a :class:`FeedSource`. A feed is a mapping from input names to arrays or
             tensors, a sequence in input order, or one array for a model of one input. A
             ``(x, label)`` pair of a loader may have items behind the inputs, which are dropped.
         specs: The model's inputs, in order.

@@ -24,6 +24,8 @@ Opened = tuple[Callable[[], Iterator[Any]], int | None]
 # Rows of a long array that are run at once: enough to keep two cores busy, little memory.
 _ROWS = 8
 
+_SUFFIXES = (".npz", ".npy")
+
 
 def open_file(path: pathlib.Path, specs: Sequence[InputSpec]) -> Opened:
     """What begins a pass over a file or folder, and how many feeds a pass has.
@@ -32,7 +34,7 @@ def open_file(path: pathlib.Path, specs: Sequence[InputSpec]) -> Opened:
       than the inputs, a feed per index of that axis; a batch of more than eight samples is cut
       into feeds of eight where the inputs' first dimension is free.
     - ``.npy``: the same for a model of one input; the file is memory-mapped.
-    - a folder: its ``.npz`` files in the order of their names.
+    - a folder: its ``.npz`` and ``.npy`` files in the order of their names.
 
     Raises:
         QcError: QC208, there is no such file, its kind is unknown, or it cannot be read.
@@ -47,13 +49,13 @@ def open_file(path: pathlib.Path, specs: Sequence[InputSpec]) -> Opened:
             "give texts as a list of strings, or the path of a file",
         ) from error
     if is_folder:
-        files = sorted(item for item in path.iterdir() if item.suffix.lower() == ".npz")
+        files = sorted(item for item in path.iterdir() if item.suffix.lower() in _SUFFIXES)
         if not files:
-            raise _error(path, "the folder has no .npz file")
+            raise _error(path, "the folder has no .npz or .npy file")
         return functools.partial(_folder, files, specs), None
     if not path.is_file():
         raise _error(path, "there is no such file or folder")
-    if path.suffix.lower() not in (".npz", ".npy"):
+    if path.suffix.lower() not in _SUFFIXES:
         raise _error(path, f"found {path.suffix or 'no'!r} as suffix")
     arrays = _read(path, specs)
     return (lambda: _split(_read(path, specs), specs)), sum(1 for _ in _slices(arrays, specs))
@@ -116,5 +118,5 @@ def _error(path: pathlib.Path, message: str) -> QcError:
         Code.CALIBRATION_SOURCE,
         str(path),
         message,
-        "wanted .npz with the input names as keys, .npy for one input, or a folder of .npz",
+        "wanted .npz with the input names as keys, .npy for one input, or a folder of them",
     )

@@ -28,7 +28,7 @@ RecipeOption = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help=".npz or .npy file of inputs, or a folder of .npz files; for a model with a tokenizer "
+        help=".npz or .npy file of inputs, or a folder of them; for a model with a tokenizer "
         "also text: .txt, .md, .json or .jsonl."
     ),
 ]

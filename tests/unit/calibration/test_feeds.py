@@ -177,12 +177,15 @@ def test_npz_holds_one_feed_or_many_by_a_leading_axis(tmp_path: pathlib.Path) ->
     assert shapes(open_feeds(path, [fixed])) == [(1, 4)] * 19
 
 
-def test_npy_and_folders_of_npz_are_read(tmp_path: pathlib.Path) -> None:
+def test_npy_and_folders_are_read(tmp_path: pathlib.Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((9, 4), np.float32))
     assert shapes(open_feeds(tmp_path / "x.npy", [X])) == [(8, 4), (1, 4)]
+    assert shapes(open_feeds(tmp_path, [X])) == [(8, 4), (1, 4)]
+    with pytest.raises(QcError, match="one array for 2 inputs"):
+        list(open_feeds(tmp_path, [X, IDS]))
     for index in (1, 0):
         np.savez(tmp_path / f"{index}.npz", x=np.full((index + 1, 4), index, np.float32))
-    assert shapes(open_feeds(tmp_path, [X])) == [(1, 4), (2, 4)]
+    assert shapes(open_feeds(tmp_path, [X])) == [(1, 4), (2, 4), (8, 4), (1, 4)]
 
 
 def test_unreadable_paths_are_refused_and_no_pickle_is_run(tmp_path: pathlib.Path) -> None:
