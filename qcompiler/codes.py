@@ -194,6 +194,8 @@ class Code(enum.Enum):
         "An exported checkpoint is not the artifact in every number.")
     TOKENIZER_MISSING = ("QC716", WARNING,
         "A language model came without a tokenizer: its artifact cannot read a prompt.")
+    CLASS_ASSUMED = ("QC717", INFO,
+        "A transformers folder names no class that is known; one was taken.")
 
     # QC9xx: our bug
     PASS_CONTRACT = "QC901", ERROR, "A pass broke its contract. Please report it."

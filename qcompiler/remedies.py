@@ -184,6 +184,8 @@ REMEDIES: Mapping[Code, str] = {
     "the inputs, and with no other change to the layer; `qcompile export` names it.",
     Code.TOKENIZER_MISSING: "Save the tokenizer into the artifact's folder "
     "(`tokenizer.save_pretrained(OUT)`), or compile a folder that holds model and tokenizer.",
+    Code.CLASS_ASSUMED: "Nothing if the class is right; else name it in `architectures` of the "
+    "folder's config.json.",
     Code.CHECKPOINT_DIFFERS: "Nothing: it says what the format does not hold as the artifact does.",
     # our own bug
     Code.PASS_CONTRACT: _REPORT,

@@ -12,6 +12,7 @@ import transformers
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
+from qcompiler.frontends.config_file import class_assumed
 from qcompiler.frontends.opened import Opened
 from qcompiler.frontends.torch_export import (
     ExampleInputs,
@@ -65,7 +66,10 @@ def open_folder(folder: pathlib.Path, example_inputs: Any = None) -> Opened:
             f"transformers cannot load the folder: {' '.join(str(error).split())[:300]}",
             "the folder needs config.json and model.safetensors of a class transformers knows",
         ) from error
-    return open_pretrained(model, example_inputs, str(folder))
+    opened = open_pretrained(model, example_inputs, str(folder))
+    if cls is not None:
+        return opened
+    return with_diagnostics(opened, class_assumed(folder, type(model).__name__))
 
 
 def open_pretrained(model: Any, example_inputs: Any, source: str) -> Opened:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.frontends.admission import admit, with_diagnostics
+from qcompiler.frontends.config_file import class_assumed, said_classes, said_config
 from qcompiler.frontends.decoder import checkpoint, genai
 from qcompiler.frontends.decoder.builder import build
 from qcompiler.frontends.decoder.families import FAMILIES
@@ -41,15 +41,27 @@ _ENDINGS = ("ForCausalLM", "GPT2LMHeadModel")
 def is_decoder(model: pathlib.Path | transformers.PreTrainedModel) -> bool:
     """Whether a transformers folder, or a model, is a decoder-only language model.
 
-    A model's class tells: its configuration may name another, or none yet.
+    A model's class tells: its configuration may name another, or none yet. A folder that names no
+    class is one where it holds the weights of one.
     """
     if isinstance(model, pathlib.Path):
-        said = said_config(model)
-        names, both = said.get("architectures") or [], said.get("is_encoder_decoder")
+        names, both = said_classes(model), said_config(model).get("is_encoder_decoder")
+        if not names:
+            return not both and _has_head(model)
     else:
         names = [type(model).__name__]
         both = getattr(model.config, "is_encoder_decoder", False)
-    return bool(names) and not both and str(names[0]).endswith(_ENDINGS)
+    return not both and names[0].endswith(_ENDINGS)
+
+
+def _has_head(folder: pathlib.Path) -> bool:
+    """Whether a folder that names no class holds weights of a known decoder and of its head."""
+    family = FAMILIES.get(str(said_config(folder).get("model_type")))
+    if family is None:
+        return False
+    if read_config(folder).tie_word_embeddings:
+        return True
+    return any(name.startswith(family.top["head"]) for name in checkpoint.from_folder(folder))
 
 
 def open_folder(folder: pathlib.Path) -> Opened:
@@ -67,7 +79,13 @@ def open_folder(folder: pathlib.Path) -> Opened:
     generation = genai.generation_of_folder(folder, config)
     files = genai.tokenizer_files(folder)
     read = functools.partial(checkpoint.from_folder, folder)
-    return _open(config, read, generation, files, str(folder), layout)
+    opened = _open(config, read, generation, files, str(folder), layout)
+    if said_classes(folder):
+        return opened
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    taken = str(CLASSES[config.model_type])
+    return with_diagnostics(opened, class_assumed(folder, taken))
 
 
 def read_config(folder: pathlib.Path) -> Any:
@@ -217,12 +235,3 @@ def example_tokens(tokenizer: bytes | None, length: int) -> npt.NDArray[np.int64
     rows = [encode(text)[:length] for text in _TEXTS]
     shortest = min(map(len, rows))
     return np.asarray([row[:shortest] for row in rows], np.int64) if shortest else None
-
-
-def said_config(folder: pathlib.Path) -> Mapping[str, Any]:
-    """What ``config.json`` says; nothing where it cannot be read."""
-    try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # who loads the folder says what is wrong with it
-    return said if isinstance(said, dict) else {}

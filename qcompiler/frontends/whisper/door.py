@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qcompiler.frontends.admission import admit, with_diagnostics
+from qcompiler.frontends.config_file import class_assumed, said_classes, said_config
 from qcompiler.frontends.decoder import checkpoint
-from qcompiler.frontends.decoder.door import read_config, said_config, without_tokenizer
+from qcompiler.frontends.decoder.door import read_config, without_tokenizer
 from qcompiler.frontends.decoder.genai import (
     GENERATION,
     TOKENIZER,
@@ -36,7 +37,8 @@ _CLASS = "WhisperForConditionalGeneration"
 def is_whisper(model: pathlib.Path | Any) -> bool:
     """Whether a transformers folder, or a model in memory, is a Whisper that makes text."""
     if isinstance(model, pathlib.Path):
-        return _CLASS in (said_config(model).get("architectures") or [])
+        names = said_classes(model)
+        return _CLASS in names or (not names and said_config(model).get("model_type") == "whisper")
     return any(base.__name__ == _CLASS for base in type(model).__mro__)
 
 
@@ -51,7 +53,10 @@ def open_folder(folder: pathlib.Path) -> Opened:
     generation = generation_of_folder(folder, config)
     files = {**tokenizer_files(folder), **genai.processor_files(folder)}
     geometry = Geometry.of(config, str(folder))
-    return _open(geometry, checkpoint.from_folder(folder), generation, files, str(folder))
+    opened = _open(geometry, checkpoint.from_folder(folder), generation, files, str(folder))
+    if said_classes(folder):
+        return opened
+    return with_diagnostics(opened, class_assumed(folder, _CLASS))
 
 
 def open_pretrained(model: transformers.PreTrainedModel, source: str) -> Opened:

@@ -321,3 +321,38 @@ def test_damaged_checkpoints_are_refused(harm: Any, tmp_path: pathlib.Path) -> N
     with pytest.raises(QcError) as caught:
         open_model(tmp_path)
     assert caught.value.diagnostic.code in (Code.UNSUPPORTED_INPUT, Code.EXTERNAL_DATA)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "taken"),
+    [
+        ("llama", True, "LlamaForCausalLM"),
+        ("gpt2", False, "GPT2LMHeadModel"),  # tied: the embedding is the head
+        ("gemma3", False, "Gemma3ForCausalLM"),
+        ("llama", False, "LlamaModel"),
+    ],
+)
+def test_a_folder_that_names_no_class_is_what_its_weights_are(
+    name: str, head: bool, taken: str, tmp_path: pathlib.Path
+) -> None:
+    model = decoder(name)
+    (model if head else model.base_model).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    said = json.loads(file.read_text())
+    del said["architectures"]
+    file.write_text(json.dumps(said))
+    opened = open_model(tmp_path)
+    outputs = [value.name for value in opened.model.graph.outputs]
+    assert ("logits" in outputs) == (taken != "LlamaModel")
+    (told,) = [item for item in opened.diagnostics if item.code is Code.CLASS_ASSUMED]
+    assert taken in told.message
+    file.write_text(json.dumps({**said, "architectures": [taken]}))
+    assert Code.CLASS_ASSUMED not in {item.code for item in open_model(tmp_path).diagnostics}
+
+
+def test_a_class_that_transformers_lacks_is_told(tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, "architectures": ["Strange"]}))
+    (told,) = [x for x in open_model(tmp_path).diagnostics if x.code is Code.CLASS_ASSUMED]
+    assert "'Strange'" in told.message

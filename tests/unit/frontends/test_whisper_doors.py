@@ -191,3 +191,13 @@ def test_other_encoder_decoders_are_refused_by_name(tmp_path: pathlib.Path) -> N
         open_model(tmp_path)
     assert caught.value.diagnostic.code is Code.UNSUPPORTED_INPUT
     assert "decoder_input_ids" in (caught.value.diagnostic.hint or "")
+
+
+def test_a_folder_that_names_no_class_is_the_model_that_makes_text(tmp_path: pathlib.Path) -> None:
+    whisper().save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    opened = open_model(tmp_path)
+    assert opened.encoder is not None
+    assert Code.CLASS_ASSUMED in {item.code for item in opened.diagnostics}
