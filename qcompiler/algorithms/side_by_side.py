@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from qcompiler.lift import FakeQuantize, lift
+from qcompiler.lift import FakeQuantize, array_to_torch, lift
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
 from qcompiler.schemes import QSpec
@@ -97,7 +97,7 @@ class SideBySide:
         self._float: dict[fx.Node, list[Any]] = {}
         self._low: dict[fx.Node, list[Any]] = {}
         for value in self.lifted.inputs:
-            arrays = [_tensor(feed[value.name or ""]) for feed in feeds]
+            arrays = [array_to_torch(feed[value.name or ""]) for feed in feeds]
             node = self.lifted.values[value]
             self._float[node] = arrays
             self._low[node] = self._rounded(node, arrays)
@@ -188,11 +188,6 @@ class SideBySide:
             fx.node.map_arg(call.kwargs, find),
         )
         return found
-
-
-def _tensor(array: npt.NDArray[Any]) -> Any:
-    """A copy for torch; text, which nothing that is lifted computes on, stays as it is."""
-    return array if array.dtype == object else torch.from_numpy(np.array(array))
 
 
 def _last_readers(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

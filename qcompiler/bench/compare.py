@@ -94,8 +94,7 @@ def compare(
     times: list[list[list[float]]] = [[] for _ in candidates]
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in feed.items()}
-        np.savez(folder / "feed.npz", **arrays)
+        np.savez(folder / "feed.npz", **{name: _storable(array) for name, array in feed.items()})
         workers = [
             stack.enter_context(
                 _worker(item, folder / f"{index}.json", folder / "feed.npz", threads)
@@ -112,6 +111,12 @@ def compare(
         _summary(item.name, times[index], medians[0], medians[index])
         for index, item in enumerate(candidates)
     )
+
+
+def _storable(array: Any) -> Any:
+    """Text with a fixed width: objects would be pickled, and no pickle is read."""
+    array = np.asarray(array)
+    return array.astype(str) if array.dtype == object else array
 
 
 def _summary(

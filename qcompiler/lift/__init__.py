@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from qcompiler.lift.build import block_inputs, block_outputs, lift
 from qcompiler.lift.lifted import Lifted, commit
+from qcompiler.lift.operands import array_to_torch
 from qcompiler.lift.operators import OPERATORS
 from qcompiler.lift.quantize import fake_quantize
 from qcompiler.lift.quantizers import (
@@ -25,6 +26,7 @@ __all__ = [
     "GivenIntegers",
     "LearnedRounding",
     "Lifted",
+    "array_to_torch",
     "block_inputs",
     "block_outputs",
     "commit",

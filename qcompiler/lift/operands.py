@@ -10,10 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-__all__ = ["Ints", "Number", "Table", "ints", "number", "numpy_to_torch", "torch_dtype"]
+__all__ = [
+    "Ints",
+    "Number",
+    "Table",
+    "array_to_torch",
+    "ints",
+    "number",
+    "numpy_to_torch",
+    "torch_dtype",
+]
 
 Ints = Annotated[Any, "ints"]
 Number = Annotated[Any, "number"]
@@ -63,6 +74,11 @@ def number(value: float | torch.Tensor | None, default: float) -> Any:
     if value is None:
         return default
     return value.reshape(()) if isinstance(value, torch.Tensor) else value
+
+
+def array_to_torch(array: npt.NDArray[Any]) -> Any:
+    """A copy for torch; text, which nothing that is lifted computes on, stays as it is."""
+    return array if array.dtype == object else torch.from_numpy(np.array(array))
 
 
 def numpy_to_torch(tensor: ir.TensorProtocol) -> torch.Tensor:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from qcompiler.lift import lift
+from qcompiler.lift import array_to_torch, lift
 from qcompiler.pipeline.contract import Feed
 
 __all__ = ["is_logits", "weight_damages"]
@@ -86,10 +86,10 @@ def weight_damages(
     count = 0
     for feed in feeds:
         count += 1
-        arrays = [torch.from_numpy(np.array(feed[value.name or ""])) for value in lifted.inputs]
+        arrays = [array_to_torch(feed[value.name or ""]) for value in lifted.inputs]
         loss = torch.zeros(())
         for value, output in zip(lifted.outputs, lifted(*arrays), strict=True):
-            if output.requires_grad:
+            if isinstance(output, Tensor) and output.requires_grad:  # text passes as it is
                 loss = loss + _loss(value, output, generator)
         loss.backward()
         for node, tap in gives.items():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from qcompiler.lift import lift
+from qcompiler.lift import array_to_torch, lift
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
 from qcompiler.sensitivity.gradients import is_logits
@@ -54,7 +53,7 @@ def divergences(
     totals = [0.0] * len(trials)
     with torch.no_grad():
         for feed in feeds:
-            given = [torch.from_numpy(np.array(feed[value.name or ""])) for value in lifted.inputs]
+            given = [array_to_torch(feed[value.name or ""]) for value in lifted.inputs]
             for slot in slots.values():
                 slot.rounded = None
             wanted = lifted(*given)
@@ -67,7 +66,7 @@ def divergences(
 
 
 def _distance(value: ir.Value, wanted: Tensor, found: Tensor) -> float:
-    if not wanted.is_floating_point():
+    if not isinstance(wanted, Tensor) or not wanted.is_floating_point():  # text passes as it is
         return 0.0
     if is_logits(value, wanted):
         shares, moved = wanted.log_softmax(-1), found.log_softmax(-1)

@@ -57,8 +57,8 @@ class BlockVisit:
     Attributes:
         name: Of the block.
         nodes: Its nodes, and those that lead up to it from the block before, in graph order.
-        inputs: Values from before that they read.
-        outputs: Values that later blocks read.
+        inputs: Values from before that they read, text left out.
+        outputs: Values that later blocks read, text left out.
         samples: What they read in the rounded model.
         exact: What they read in the float model.
         targets: The outputs in the float model.
@@ -116,15 +116,16 @@ def walk_blocks(
             weights: Mapping[Site, QTensor] = {}
             if index:
                 block = blocks[index - 1]
+                inputs, outputs = (_numbers(exact, of) for of in (stage.inputs, stage.outputs))
                 weights = visit(
                     BlockVisit(
                         block.name,
                         stage.nodes,
-                        stage.inputs,
-                        stage.outputs,
-                        samples=Samples(rounded, stage.inputs, len(keeps)),
-                        exact=Samples(exact, stage.inputs, len(keeps)),
-                        targets=Samples(exact, stage.outputs, len(keeps)),
+                        inputs,
+                        outputs,
+                        samples=Samples(rounded, inputs, len(keeps)),
+                        exact=Samples(exact, inputs, len(keeps)),
+                        targets=Samples(exact, outputs, len(keeps)),
                         keep=rows,
                     )
                 )
@@ -176,6 +177,11 @@ def _advance(
         feed = {value.name or "": spool.get(value.name or "", sample) for value in stage.inputs}
         for name, array in run(session, feed, names).items():
             spool.put(name, sample, array)
+
+
+def _numbers(spool: Spool, values: Sequence[ir.Value]) -> tuple[ir.Value, ...]:
+    """The values that torch can compute on: those whose first sample is no text."""
+    return tuple(value for value in values if spool.get(value.name or "", 0).dtype != object)
 
 
 def _copy(source: Spool, target: Spool, name: str, count: int) -> None:

@@ -141,6 +141,19 @@ def test_bench_compares_two_models(cli: Cli, artifact: pathlib.Path, mlp: pathli
     assert len(second["round_ms"]) == 2
 
 
+def test_bench_times_a_model_with_text(cli: Cli, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "text.onnx"
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[N] x, string[N] names) => (float[N] y, string[N] told) {
+        y = Relu(x)
+        told = Identity(names)
+    }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    said = cli("bench", path, "--against", path, "--rounds", 1, "--seconds", 0.01, "--json")
+    assert said.code == 0, said.err
+    assert said.json[1]["median_ms"] > 0
+
+
 def test_targets_lists_and_shows(cli: Cli) -> None:
     rows = cli("targets", "--json").json
     assert {"cpu-amx", "cpu-vnni", "tensorrt", "qnn-htp"} <= {row["name"] for row in rows}

@@ -12,6 +12,7 @@ from qcompiler.algorithms.data_free import rtn
 from qcompiler.ir.edit import constant, name_everything
 from qcompiler.runtime.session import open_session, run
 from qcompiler.schemes import Granularity, QSpec
+from qcompiler.sensitivity.gradients import weight_damages
 from qcompiler.sensitivity.trials import divergences
 from qcompiler_models.tiny import build, feeds
 
@@ -68,3 +69,27 @@ def test_logits_are_judged_by_divergence():
     p, q = shares(data), shares(tensor.dequantize())
     wanted = 2 * (np.exp(p) * (p - q)).sum()
     assert divergences(graph, [feed], [{weight: tensor}]) == [pytest.approx(wanted, rel=1e-3)]
+
+
+def test_text_beside_the_numbers_passes_as_it_is():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N,16] x, string[N] names, float[16,8] w) => (float[N,8] y, string[N] told) {
+            y = MatMul(x, w)
+            told = Identity(names)
+        }"""
+    )
+    data = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    weight = model.graph.inputs.pop()
+    weight.const_value = ir.tensor(data, name="w")
+    model.graph.register_initializer(weight)
+    name_everything(model)
+    x = np.ones((2, 16), np.float32)
+    feed = {"x": x, "names": np.array(["a", "b"], object)}
+    tensor = rtn(data, SPEC)
+    error = tensor.dequantize() - data
+    wanted = np.sum((x @ error) ** 2) / np.sum((x @ data) ** 2)
+    assert divergences(model.graph, [feed], [{weight: tensor}]) == [pytest.approx(wanted, rel=1e-3)]
+    layer = weight.uses()[0].node
+    found = weight_damages(model.graph, [layer], [feed], [4], lambda node, option: error)
+    assert found[str(layer.name)][4] > 0.0

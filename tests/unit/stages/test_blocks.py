@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from qcompiler.algorithms.rtn import round_to_nearest
-from qcompiler.analysis.blocks import repeated_blocks
+from qcompiler.analysis.blocks import Block, repeated_blocks
 from qcompiler.ir.edit import constant, name_everything
 from qcompiler.lift import lift
 from qcompiler.numerics.qtensor import QTensor
@@ -76,3 +76,33 @@ def test_blocks_see_rounded_inputs_and_float_targets(memory: int) -> None:
     assert walk_blocks(model, blocks, data, visit, memory=memory) == len(data)
     assert seen == [block.name for block in blocks]
     assert len(seen) > 1
+
+
+def test_text_that_crosses_blocks_is_none_of_their_samples() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N,8] x, string[N] names, float[8,8] v, float[8,8] w)
+            => (float[N,8] y, string[N] told) {
+            a = MatMul(x, v)
+            told = Identity(names)
+            y = MatMul(a, w)
+        }"""
+    )
+    for value in list(model.graph.inputs)[2:]:
+        value.const_value = ir.tensor(np.eye(8, dtype=np.float32), name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    name_everything(model)
+    first, text, second = list(model.graph)
+    seen = []
+
+    def visit(block: BlockVisit) -> dict[Site, QTensor]:
+        seen.append([value.name for value in (*block.inputs, *block.outputs)])
+        assert len(block.samples[0]) == len(block.inputs)
+        assert len(block.targets[0]) == len(block.outputs)
+        return {}
+
+    feed = {"x": np.ones((2, 8), np.float32), "names": np.array(["a", "b"], object)}
+    blocks = [Block("all", (first, text, second))]
+    assert walk_blocks(model, blocks, [feed], visit) == 1
+    assert seen == [["x", "y"]]
