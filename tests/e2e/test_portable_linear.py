@@ -76,6 +76,50 @@ def test_the_planned_kernel_runs_whatever_stands_behind(
     assert not told & {Code.KERNEL_NOT_SEEN, Code.LEFTOVER_QDQ, Code.LOW_FIDELITY}
 
 
+@pytest.mark.parametrize("first", ["h = MatMul(x, w1)", "m = MatMul(x, w1) h = Add(m, b1)"])
+@pytest.mark.parametrize("results", ["y, t", "y, h"])
+def test_a_result_that_some_read_in_floats_is_stored_for_all(first: str, results: str) -> None:
+    rng = np.random.default_rng(4)
+    constants = {
+        "w1": rng.normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32),
+        "w2": rng.normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32),
+    }
+    if "b1" in first:
+        constants["b1"] = rng.normal(0, 1, WIDTH).astype(np.float32)
+    outputs = ", ".join(f"float[4,{WIDTH}] {name}" for name in results.split(", "))
+    model = open_text(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[4,{WIDTH}] x) => ({outputs})
+        {{ {first} t = Erf(h) y = MatMul(h, w2) }}""",
+        constants,
+    )
+    artifact = compiled(model, SCHEMES["static"], "qdq", 2)
+    kernels = artifact.report.kernels
+    assert kernels["planned"] == kernels["seen"] == 2, kernels["operators"]
+    first_layer = next(item for item in artifact.plan if item.kernel)
+    assert str(first_layer.outputs[0]) == "u8tz"
+    assert Code.LOW_FIDELITY not in {item.code for item in artifact.report.diagnostics}
+
+
+@pytest.mark.parametrize(("rank", "shape"), [(2, (4, WIDTH)), (2, (4, 1)), (3, (3, WIDTH))])
+def test_other_floats_than_a_bias_are_added_behind_integers(
+    rank: int, shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(4)
+    dims = f"4,{WIDTH}" if rank == 2 else f"4,3,{WIDTH}"
+    model = open_text(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[{dims}] x) => (float[{dims}] y)
+        {{ m = MatMul(x, w) y = Add(m, b) }}""",
+        {
+            "w": rng.normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32),
+            "b": rng.normal(0, 1, shape).astype(np.float32),
+        },
+    )
+    kernels = compiled(model, SCHEMES["static"], "qdq", rank).report.kernels
+    assert kernels["planned"] == kernels["seen"] == 1, kernels["operators"]
+
+
 @pytest.mark.parametrize("recipe", ["dynamic-int8", "auto"])
 def test_the_portable_form_has_scales_per_tensor_and_says_so(recipe: str) -> None:
     model = layers(2, "relu", bias=True)

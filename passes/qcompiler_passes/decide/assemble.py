@@ -13,7 +13,7 @@ from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, Intent, NodeDecision, Own, Plan, Same, Verdict
 from qcompiler.schemes import QSpec
 from qcompiler.targets.activations import activation_spec
-from qcompiler.targets.schema import Scheme
+from qcompiler.targets.schema import Form, Kernel, Scheme
 from qcompiler_passes.decide.cut import Solution
 from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import diagnose, why_float
@@ -75,6 +75,12 @@ class _Writer:
         self.shapes = state.shapes
         self.prices = prices
         self.activation = activation_spec(state.target, state.form, state.recipe.activations)
+        self.low = {  # operands that are read in low precision
+            (unit.head, index)
+            for unit in units
+            if solution.modes[unit.name][0]
+            for index in unit.reads
+        }
 
     def decide(self, unit: Unit) -> list[NodeDecision]:
         """The decisions of the unit's nodes."""
@@ -133,7 +139,7 @@ class _Writer:
         row = option.kernel
         assert row is not None, "the caller saw a kernel"
         outputs: list[QSpec | None] = [None] * len(unit.head.outputs)
-        outputs[0] = row.output
+        outputs[0] = row.output or self._stored_for_all(unit, option, row)
         gain = None
         if self.prices.known and unit.float_us is not None and not row.reference:
             gain = unit.float_us - option.us
@@ -149,6 +155,21 @@ class _Writer:
             gain_us=_rounded(gain),
             algorithm=algorithm,
         )
+
+    def _stored_for_all(self, unit: Unit, option: Option, row: Kernel) -> QSpec | None:
+        """The type in which all read the result of a kernel that gives floats; None: as floats.
+
+        In form qdq onnxruntime fuses the Q behind a MatMul where nothing else reads the result, and
+        the floats where there is no Q. Where both are wanted it would fuse nothing, so all read
+        what is stored.
+        """
+        if self.state.form is not Form.QDQ or row.scheme is not Scheme.STATIC or not row.qdq_ops:
+            return None
+        last = unit.followers[option.absorbed - 1] if option.absorbed else unit.head
+        result = last.outputs[0]
+        low = [(use.node, use.idx) in self.low for use in result.uses()]
+        mixed = any(low) and (not all(low) or result.is_graph_output())
+        return self.activation if mixed else None
 
     def _comment(self, unit: Unit, option: Option, gain: float | None) -> Diagnostic | None:
         if gain is None or gain >= 0 or not unit.forced:

@@ -58,7 +58,8 @@ class FinishQdq(Pass):
     ONNX Runtime turns MatMul and the Add behind it into one Gemm, which it runs on integers only
     when the bias is dequantized too; with a float bias the node stays float and its weight is
     dequantized on every run. A node quantized at run time, or in its weights only, must not become
-    a Gemm at all: where there is one, that fusion is switched off and biases stay float. A Relu or
+    a Gemm at all, and neither may one to which other floats than a bias are added: where there is
+    one, that fusion is switched off and biases stay float. A Relu or
     Clip between the node and floats becomes Max and Min, or nothing would be fused. Other runtimes
     take the dialect as it is. Works on form ``qdq`` only.
 
@@ -90,7 +91,11 @@ class FinishQdq(Pass):
         if state.target.runtime != "onnxruntime":
             return PassResult(modified=changed, diagnostics=diagnostics)
         kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
-        no_gemm = any(kernel in _NO_GEMM for kernel in kernels.values())
+        no_gemm = any(
+            kernels[node.name] in _NO_GEMM
+            or (kernels[node.name] == "matmul-static" and _has_float_sum(node))
+            for node in model.graph
+        )
         disabled = (*_DISABLED, "MatMulAddFusion") if no_gemm else _DISABLED
         disabled = (*disabled, *filter(None, options.get(_OPTIMIZERS, "").split(";")))
         entries = {**_ENTRIES, **options, _OPTIMIZERS: ";".join(disabled)}
@@ -107,6 +112,18 @@ class FinishQdq(Pass):
         if changed:
             remove_dead(model)
         return PassResult(modified=changed, diagnostics=diagnostics)
+
+
+def _has_float_sum(node: ir.Node) -> bool:
+    """Whether onnxruntime would make a Gemm of the node that has a float operand."""
+    result = node.outputs[0]
+    add = next(iter(result.uses())).node if has_one_use(result) else None
+    if add is None or op_name(add) != "Add" or Site.of(node).absorbed:
+        return False
+    other = next((value for value in add.inputs if value is not result), None)
+    ranks = [None if of is None or of.shape is None else len(of.shape) for of in (result, other)]
+    # of a result with more axes only a vector becomes the operand of a Gemm
+    return ranks[0] in (2, None) or ranks[1] in (1, None)
 
 
 def _type_options(model: ir.Model) -> dict[str, str]:
