@@ -1,4 +1,4 @@
-"""Rounded weights in a folder: a compile that was cut off finds there what it had done."""
+"""Results in a folder: a compile that was cut off finds there what it had done."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from qcompiler.schemes import QSpec
 from qcompiler.scratch import Scratch
 from qcompiler.stages.cut import Site
 
-__all__ = ["StoredWeights", "WeightStore"]
+__all__ = ["ArrayStore", "StoredWeights", "WeightStore"]
 
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-class WeightStore:
-    """One file per weight, named after its layer and a key.
+class ArrayStore:
+    """One file of arrays per name and key.
 
     The key is a hash of everything that determined the numbers, so a file is right or absent. A
     file appears under its name when it is complete.
@@ -50,55 +50,54 @@ class WeightStore:
         except OSError as error:
             raise self._refused(error) from error
 
-    def has(self, site: Site, key: str) -> bool:
-        """Whether the weight is there."""
-        return self._path(site, key).is_file()
+    def has(self, name: str, key: str) -> bool:
+        """Whether the file is there."""
+        return self._path(name, key).is_file()
 
-    def get(self, site: Site, key: str) -> QTensor:
-        """A weight.
+    def get(self, name: str, key: str) -> dict[str, npt.NDArray[Any]]:
+        """Its arrays.
 
         Raises:
             QcError: QC709, the file was damaged after it was written.
         """
-        path = self._path(site, key)
+        path = self._path(name, key)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return _tensor(file, "")
+                return dict(file)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise QcError(
                 Code.NOT_ARTIFACT,
                 str(path),
-                f"a rounded weight cannot be read: {error}",
+                f"what was computed before cannot be read: {error}",
                 "delete the file: it is computed again",
             ) from error
 
-    def put(self, site: Site, key: str, tensor: QTensor) -> None:
-        """Keep a weight.
+    def put(self, name: str, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Keep arrays.
 
         Raises:
             QcError: QC706, the disk is full or cannot be written.
         """
-        path = self._path(site, key)
-        arrays = _arrays(tensor, "")
+        path = self._path(name, key)
         try:
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
+            handle, draft = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
             try:
                 with os.fdopen(handle, "wb") as file:
                     np.savez(file, **arrays)  # type: ignore[arg-type]
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(name, path)
+                os.replace(draft, path)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    os.unlink(name)
+                    os.unlink(draft)
                 raise
         except OSError as error:
             raise self._refused(error) from error
 
-    def _path(self, site: Site, key: str) -> pathlib.Path:
+    def _path(self, name: str, key: str) -> pathlib.Path:
         # names may be long, and may differ in characters that no file name takes
-        plain = _PLAIN.sub("_", site[0])[-100:]
-        digest = hashlib.sha256(f"{site} {key}".encode()).hexdigest()[:24]
+        plain = _PLAIN.sub("_", name)[-100:]
+        digest = hashlib.sha256(f"{name} {key}".encode()).hexdigest()[:24]
         return self.folder / f"{plain}-{digest}.npz"
 
     def _refused(self, error: OSError) -> QcError:
@@ -108,6 +107,39 @@ class WeightStore:
             f"rounded weights cannot be written: {error.strerror or error}",
             "free disk space, or choose another folder with work=",
         )
+
+
+class WeightStore:
+    """Rounded weights by site and key, as :class:`ArrayStore` keeps them."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """As :class:`ArrayStore`."""
+        self._files = ArrayStore(folder)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the files are."""
+        return self._files.folder
+
+    def has(self, site: Site, key: str) -> bool:
+        """Whether the weight is there."""
+        return self._files.has(site[0], f"{site[1]} {key}")
+
+    def get(self, site: Site, key: str) -> QTensor:
+        """A weight.
+
+        Raises:
+            QcError: QC709, the file was damaged after it was written.
+        """
+        return _tensor(self._files.get(site[0], f"{site[1]} {key}"), "")
+
+    def put(self, site: Site, key: str, tensor: QTensor) -> None:
+        """Keep a weight.
+
+        Raises:
+            QcError: QC706, the disk is full or cannot be written.
+        """
+        self._files.put(site[0], f"{site[1]} {key}", _arrays(tensor, ""))
 
 
 def _arrays(tensor: QTensor, prefix: str) -> dict[str, npt.NDArray[Any]]:

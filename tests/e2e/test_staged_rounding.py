@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import random
 import signal
@@ -141,6 +142,51 @@ def test_what_is_in_the_work_folder_is_not_computed_again(tmp_path: pathlib.Path
     whole = compile_tiny("gptq", work=work)
     assert (told(whole)["found"], told(whole)["feeds"]) == (len(kept), 0)
     assert files(whole, tmp_path / "whole") == plain
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "searched"),
+    [
+        ("awq", "qcompiler_passes.prepare.scale_salient_channels.find_scales"),
+        ("teq", "qcompiler.algorithms.teq.teq"),
+    ],
+)
+def test_factors_that_were_found_before_a_kill_are_not_searched_again(
+    algorithm: str, searched: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if algorithm == "teq":
+        pytest.importorskip("torch")
+    module, _, name = searched.rpartition(".")
+    search, calls, last = getattr(importlib.import_module(module), name), 0, 10**9
+
+    def counted(*given: Any, **options: Any) -> Any:
+        nonlocal calls
+        if calls == last:
+            raise KeyboardInterrupt
+        calls += 1
+        return search(*given, **options)
+
+    monkeypatch.setattr(searched, counted)
+    recipe = {"base": f"w4-{algorithm}", **RECIPE, "teq": {"iters": 10}}
+    model, data = tiny.transformer(layers=4), tiny.feeds("transformer", 8)
+    options = {"target": "cpu-vnni", "recipe": recipe, "calibration": data}
+    plain, whole = qcompile(model, **options), calls
+    calls, last = 0, whole // 2
+    assert last
+    with pytest.raises(KeyboardInterrupt):
+        qcompile(model, **options, work=tmp_path / "work")
+    calls, last = 0, 10**9
+    again = qcompile(model, **options, work=tmp_path / "work")
+    assert calls == whole - whole // 2
+    assert files(again, tmp_path / "again") == files(plain, tmp_path / "plain")
+    assert again.report.diagnostics == plain.report.diagnostics
+    calls = 0
+    third = qcompile(model, **options, work=tmp_path / "work")
+    assert calls == 0
+    assert files(third, tmp_path / "third") == files(plain, tmp_path / "plain")
+    other = {**options, "recipe": {**recipe, "seed": 1}}
+    qcompile(model, **other, work=tmp_path / "work")
+    assert calls == whole
 
 
 def test_other_data_or_options_find_nothing(tmp_path: pathlib.Path) -> None:

@@ -9,16 +9,22 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import pydantic
 
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.provenance import module_of
 from qcompiler.pipeline.contract import Feed, Pass, PassResult, Phase, State
 from qcompiler.plan import Plan
 from qcompiler.recipe import Recipe
-from qcompiler.stages.cut import groups_of
+from qcompiler.stages.cut import Site, groups_of
 from qcompiler_passes.prepare.smoothing_groups import Group, apply_factors, group_of
 from qcompiler_passes.prepare.trial_plan import trial_plan
-from qcompiler_passes.weights.staged import CountedFeeds, digested_feeds, staged_layers
+from qcompiler_passes.weights.staged import (
+    CountedFeeds,
+    digested_feeds,
+    site_keys,
+    staged_layers,
+)
 
 __all__ = ["ChannelFactors", "FactorPass", "has_place"]
 
@@ -52,8 +58,9 @@ class FactorPass(Pass):
         layers = staged_layers(model.graph, plan, served)
         if not layers:
             return PassResult(modified=False)
-        feeds = CountedFeeds(digested_feeds(state)[0])
-        factors = ChannelFactors(model, state, plan, layers)
+        given, data = digested_feeds(state)
+        feeds = CountedFeeds(given)
+        factors = ChannelFactors(model, state, plan, layers, data)
         self.find(factors, feeds)
         few = feeds.too_few(self.algorithm) if self.algorithm in named else ()
         return PassResult(factors.modified, (*factors.said, *few))
@@ -71,18 +78,25 @@ class ChannelFactors:
         state: The compile's.
         plan: The trial plan.
         layers: MatMul nodes in graph order.
+        data: Hash of the calibration data; "" where nothing outlives a compile.
         modified: Whether there was an edit.
         said: Diagnostics.
     """
 
     def __init__(
-        self, model: ir.Model, state: State, plan: Plan, layers: Sequence[ir.Node]
+        self,
+        model: ir.Model,
+        state: State,
+        plan: Plan,
+        layers: Sequence[ir.Node],
+        data: str = "",
     ) -> None:
         """Nothing done yet."""
         self.model = model
         self.state = state
         self.plan = plan
         self.layers = tuple(layers)
+        self.data = data
         self.modified = False
         self.said: list[Diagnostic] = []
 
@@ -94,6 +108,11 @@ class ChannelFactors:
             group_of(found.value, list(found.nodes), self.plan, shapes)
             for found in groups_of(chosen)
         ]
+
+    def keys(self, options: pydantic.BaseModel) -> Mapping[Site, str]:
+        """A hash for each layer of all that determines its factors, before the first edit."""
+        groups = groups_of(self.layers)
+        return site_keys(self.model, groups, self.plan, self.state, self.data, options)
 
     def apply(
         self,

@@ -15,6 +15,7 @@ from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
 from qcompiler.recipe import Recipe
 from qcompiler.stages.cut import LayerGroup, Site, groups_of
+from qcompiler.stages.store import ArrayStore
 from qcompiler.stages.walk import Observer, walk
 from qcompiler_passes.prepare.channel_factors import ChannelFactors, FactorPass, has_place
 from qcompiler_passes.prepare.smoothing_groups import Group
@@ -42,6 +43,9 @@ class ScaleSalientChannels(FactorPass):
 
     Where nothing before the layers can absorb the factors they stay as they are; with
     ``awq.insert`` a Mul by ``1 / s`` stands before them.
+
+    With ``work=`` factors and what is kept of the data go there group by group: a compile that was
+    killed searches those that are left, and runs nothing when all are there.
     """
 
     name: ClassVar[str] = "scale-salient-channels"
@@ -61,13 +65,22 @@ class ScaleSalientChannels(FactorPass):
         recipe = factors.state.recipe
         options = AwqOptions(**recipe.awq.model_dump(exclude={"rounding"}))
         clipped = set(staged_layers(factors.model.graph, factors.plan, {self.algorithm}))
+        store = ArrayStore(factors.state.work) if factors.state.work else None
+        keys = factors.keys(recipe.awq)
         searches = {
-            group.value: _Search(group, options, clips=not clipped.isdisjoint(group.layers))
+            group.value: _Search(
+                group,
+                options,
+                store,
+                keys[group.layers[0].name or "", 1],
+                clips=not clipped.isdisjoint(group.layers),
+            )
             for group in factors.groups()
         }
 
-        def observe(group: LayerGroup) -> Observer:
-            return searches[group.value]
+        def observe(group: LayerGroup) -> Observer | Mapping[Site, QTensor]:
+            search = searches[group.value]
+            return {} if search.is_stored() else search
 
         layers = groups_of(factors.layers)
         walk(factors.model, layers, feeds, observe, mask=recipe.calibration.mask)
@@ -78,12 +91,23 @@ class ScaleSalientChannels(FactorPass):
 class _Search(Observer):
     """Sums what one activation is like, then searches its factors."""
 
-    def __init__(self, group: Group, options: AwqOptions, *, clips: bool) -> None:
+    def __init__(
+        self,
+        group: Group,
+        options: AwqOptions,
+        store: ArrayStore | None,
+        key: str,
+        *,
+        clips: bool,
+    ) -> None:
         self.group = group
         self.clips = clips  # whether ranges are going to be clipped by what is seen
         self.found: AwqScales | None = None
         self.blocks = np.zeros((0, 0, 0), np.float32)
         self._options = options
+        self._searches = has_place(group, insert=options.insert)
+        self._store = store
+        self._key = f"scale-salient-channels {key} {clips} {self._searches}"
         self._moment: SecondMoment | None = None
         self._sizes = np.zeros(0)
 
@@ -98,7 +122,7 @@ class _Search(Observer):
         assert self._moment is not None
         hessian, rows, group = self._moment.sum(), max(1, self._moment.rows), self.group
         self._moment = None
-        if has_place(group, insert=self._options.insert):
+        if self._searches:
             ties = None if group.fold is None else group.fold.ties
             means = self._sizes / rows
             self.found = find_scales(
@@ -106,7 +130,30 @@ class _Search(Observer):
             )
         if self.clips:
             self.blocks = diagonal_blocks(hessian, group.weight)
+        if self._store is not None:
+            self._store.put(group.value.name or "", self._key, self._arrays())
         return {}
+
+    def is_stored(self) -> bool:
+        """Take what the work folder holds, if it does."""
+        name = self.group.value.name or ""
+        if self._store is None or not self._store.has(name, self._key):
+            return False
+        arrays = self._store.get(name, self._key)
+        self.blocks = arrays["blocks"]
+        if self._searches:
+            ratio, loss, without = arrays["found"].tolist()
+            ratio = None if np.isnan(ratio) else ratio
+            self.found = AwqScales(arrays["factors"], ratio, loss, without)
+        return True
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        arrays: dict[str, npt.NDArray[Any]] = {"blocks": self.blocks}
+        if self.found is not None:
+            ratio = np.nan if self.found.ratio is None else self.found.ratio
+            arrays["factors"] = self.found.factors
+            arrays["found"] = np.asarray([ratio, self.found.loss, self.found.loss_without])
+        return arrays
 
 
 def _scaled(factors: ChannelFactors, search: _Search) -> tuple[str, npt.NDArray[np.float32]]:

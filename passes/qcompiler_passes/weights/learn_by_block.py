@@ -16,6 +16,7 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
+from qcompiler.plan import Verdict
 from qcompiler.recipe import AutoRoundOptions
 from qcompiler.stages.cut import LayerGroup, Site
 from qcompiler.stages.store import StoredWeights, WeightStore
@@ -78,7 +79,8 @@ class LearnByBlock(Pass):
         groups = _groups(blocks, layers)
         given, data = digested_feeds(state)
         feeds = CountedFeeds(given)
-        keys = site_keys(model, groups, state, data, options)
+        data += _others(blocks, layers, state)
+        keys = site_keys(model, groups, state.plan, state, data, options)
         learner = _Learner(state, blocks, keys)
         if blocks:
             walk_blocks(model, blocks, feeds, learner.visit, mask=state.recipe.calibration.mask)
@@ -131,6 +133,21 @@ def _groups(blocks: list[Block], layers: list[ir.Node]) -> list[LayerGroup]:
         assert value is not None
         found.append(LayerGroup(value, mine))
     return found
+
+
+def _others(blocks: list[Block], layers: list[ir.Node], state: State) -> str:
+    """What rounds the other layers of the blocks, beside which these learn; "" where none is."""
+    plan = state.plan
+    assert plan is not None
+    names = {node.name or "" for block in blocks for node in block.nodes}
+    names -= {node.name or "" for node in layers}
+    planned = sorted(name for name in names if name in plan.nodes)
+    quantized = [n for n in planned if plan.nodes[n].verdict is Verdict.QUANTIZED]
+    if not quantized:
+        return ""
+    said = [f"{n} {plan.nodes[n].algorithm} {plan.nodes[n].inputs}" for n in quantized]
+    tables = {"weights", "rtn", "hqq", "gptq", "teq", "awq"}
+    return f"{said} {state.recipe.model_dump_json(include=tables)}"
 
 
 def _nearest(nodes: list[ir.Node], state: State, learner: _Learner) -> dict[Site, QTensor]:

@@ -59,7 +59,7 @@ class RoundInStages(Pass):
         groups = groups_of(layers)
         store = WeightStore(state.work)
         feeds, data = digested_feeds(state)
-        keys = site_keys(model, groups, state, data, state.recipe.gptq)
+        keys = site_keys(model, groups, state.plan, state, data, state.recipe.gptq)
         said: list[Diagnostic] = []
         short: list[_Short] = []
         found = 0

@@ -109,34 +109,36 @@ def digested_feeds(state: State) -> tuple[Iterable[Feed], str]:
 def site_keys(
     model: ir.Model,
     groups: Sequence[LayerGroup],
+    plan: Plan,
     state: State,
     data: str,
     options: pydantic.BaseModel,
 ) -> dict[Site, str]:
     """A hash for each site of all that determines its numbers; "" where nothing outlives a compile.
 
-    What determines them: model, data, options, the libraries that multiply, and the plan for this
-    group of layers and all before it.
+    What determines them: model, data, options, seed, the libraries that multiply, and the plan for
+    this group of layers and all before it.
 
     Args:
         model: The model, all its constants included.
         groups: Layers in the order in which they are rounded.
-        state: With a plan.
+        plan: How each layer stores its weight.
+        state: The compile's.
         data: Hash of the calibration data.
         options: Of the algorithm.
     """
     if state.work is None:
         return {site: "" for group in groups for site in group.sites}
-    assert state.plan is not None
     versions = [_version(name) for name in ("numpy", "onnxruntime", "torch")]
     said = options.model_dump(mode="json")
-    common = [model_digest(model), data, state.recipe.calibration.mask, said, versions]
+    recipe = state.recipe
+    common = [model_digest(model), data, recipe.calibration.mask, said, recipe.seed, versions]
     chain = hashlib.sha256(json.dumps(common).encode())
     keys = {}
     for group in groups:
         for node, site in zip(group.nodes, group.sites, strict=True):
-            decision = state.plan.nodes[site[0]]
-            chain.update(f"{site} {decision.algorithm} {weight_spec(node, state.plan)};".encode())
+            decision = plan.nodes[site[0]]
+            chain.update(f"{site} {decision.algorithm} {weight_spec(node, plan)};".encode())
         keys.update(dict.fromkeys(group.sites, chain.hexdigest()))
     return keys
 

@@ -51,6 +51,26 @@ def test_a_work_folder_gives_the_same_weights_again(tmp_path):
             np.testing.assert_array_equal(again.run(feed)[name], array)
 
 
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"rules": [{"match": "matmul_106_node", "algorithm": "rtn", "bits": 8}]}]
+)
+def test_a_work_folder_holds_nothing_for_another_seed_or_other_neighbours(change, tmp_path):
+    recipe = {
+        "base": "weight-int4",
+        "embeddings": False,
+        "weights": {**WEIGHTS, "algorithm": "autoround"},
+        "autoround": {"iters": 10, "batch_size": 2},
+        "rules": [{"match": "matmul_106_node", "algorithm": "rtn"}],
+    }
+    model = tiny.transformer(layers=4)
+    qcompile(model, "cpu-vnni", recipe, FEEDS, work=tmp_path)
+    found = qcompile(model, "cpu-vnni", recipe | change, FEEDS, work=tmp_path)
+    wanted = qcompile(model, "cpu-vnni", recipe | change, FEEDS)
+    for feed in FEEDS:
+        for name, array in wanted.run(feed).items():
+            np.testing.assert_array_equal(found.run(feed)[name], array)
+
+
 def test_blocks_may_learn_together_on_float_inputs():
     artifact = compiled(nblocks=4, enable_quanted_input=False)
     told = [d for d in artifact.report.diagnostics if d.code is Code.ROUNDING_LEARNED]
