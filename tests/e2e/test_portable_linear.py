@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,26 @@ def test_other_floats_than_a_bias_are_added_behind_integers(
     )
     kernels = compiled(model, SCHEMES["static"], "qdq", rank).report.kernels
     assert kernels["planned"] == kernels["seen"] == 1, kernels["operators"]
+
+
+@pytest.mark.parametrize("recipe", ["weight-int4", "weight-int8"])
+def test_each_reader_of_a_weight_in_few_bits_runs_on_its_kernel(
+    recipe: str, tmp_path: pathlib.Path
+) -> None:
+    weight = np.random.default_rng(4).normal(0, 0.3, (WIDTH, WIDTH)).astype(np.float32)
+    model = open_text(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[4,3,{WIDTH}] x) => (float[4,3,{WIDTH}] y)
+        {{ h = MatMul(x, w) r = Relu(h) y = MatMul(r, w) }}""",
+        {"w": weight},
+    )
+    chosen = {"base": recipe, "force": True, "weights": {"group_size": 32}}
+    artifact = compiled(model, chosen, "qdq", 3)
+    kernels = artifact.report.kernels
+    assert kernels["planned"] == kernels["seen"] == 2, kernels["operators"]
+    artifact.save(tmp_path / "out")
+    one, other = artifact.run(feed(3)), Artifact.load(tmp_path / "out").run(feed(3))
+    np.testing.assert_array_equal(one["y"], other["y"])
 
 
 @pytest.mark.parametrize("recipe", ["dynamic-int8", "auto"])

@@ -18,7 +18,7 @@ from qcompiler.runtime.settings import SessionSettings
 from qcompiler.schemes import QSpec
 from qcompiler.targets.schema import Form
 from qcompiler_passes.apply.qdq_writer import QdqWriter
-from qcompiler_passes.lower.qdq_sites import Site, operand_of
+from qcompiler_passes.lower.qdq_sites import Operand, Site, operand_of
 from qcompiler_passes.lower.shield_bodies import shield_bodies
 from qcompiler_passes.planned import KERNEL, SPEC, bias_operand
 
@@ -60,8 +60,9 @@ class FinishQdq(Pass):
     dequantized on every run. A node quantized at run time, or in its weights only, must not become
     a Gemm at all, and neither may one to which other floats than a bias are added: where there is
     one, that fusion is switched off and biases stay float. A Relu or
-    Clip between the node and floats becomes Max and Min, or nothing would be fused. Other runtimes
-    take the dialect as it is. Works on form ``qdq`` only.
+    Clip between the node and floats becomes Max and Min, or nothing would be fused, and each reader
+    of a weight in few bits gets a copy. Other runtimes take the dialect as it is. Works on form
+    ``qdq`` only.
 
     Given::
 
@@ -105,6 +106,8 @@ class FinishQdq(Pass):
             if kernels.get(node.name) not in (*_NO_GEMM, "matmul-static"):
                 continue
             site, last = Site.of(node), node
+            if kernels[node.name] == "matmul-weight":
+                changed |= _own_constants(site.operand(1))
             if not no_gemm:
                 changed |= _round_bias(site, writer)
                 last = (node, *site.absorbed)[-1]
@@ -112,6 +115,28 @@ class FinishQdq(Pass):
         if changed:
             remove_dead(model)
         return PassResult(modified=changed, diagnostics=diagnostics)
+
+
+def _own_constants(weight: Operand) -> bool:
+    """Copy the integers and scales that other nodes read as well.
+
+    onnxruntime 1.31.1 makes a MatMulNBits of constants that nobody else reads; zero points may be
+    shared. A copy takes an eighth of the float weight, in 4 bits.
+    """
+    reader, changed = weight.dequantize, False
+    for index in (0, 1):
+        value = reader.inputs[index]
+        tensor = value.const_value if value is not None else None
+        if value is None or tensor is None or has_one_use(value):
+            continue
+        assert reader.graph is not None, "it stands in a graph"
+        shape = ir.Shape(tensor.shape.numpy())
+        copy = ir.LazyTensor(lambda tensor=tensor: tensor, tensor.dtype, shape)  # type: ignore[misc]
+        own = add_initializer(reader.graph, f"{value.name}/copy", copy)
+        copy.name = own.name
+        reader.replace_input_with(index, own)
+        changed = True
+    return changed
 
 
 def _has_float_sum(node: ir.Node) -> bool:
