@@ -624,6 +624,22 @@ def test_channels_too_unlike_for_one_scale_stay_in_float(
     assert "conv" in kernels(planned(model, "static-int8").plan)
 
 
+@pytest.mark.parametrize("recipe", ["static-int8", "dynamic-int8"])
+def test_a_product_of_constants_stays_in_float(recipe: str) -> None:
+    model = graph(
+        "[fc] y = MatMul(x, W) [fixed] z = MatMul(W, W)",
+        "float[2,8,16] x, float[16,16] W",
+        "float y, float z",
+    )
+    model.graph.initializers["W"].const_value = ir.tensor(np.eye(16, dtype=np.float32), name="W")
+    plan = planned(model, {"base": recipe, "force": True}).plan
+    assert set(kernels(plan)) == {"fc"}
+    reason = plan.nodes["fixed"].reason
+    assert reason is not None
+    assert reason.code is Code.CONDITION
+    assert "constants" in reason.message
+
+
 # --- given plans ----------------------------------------------------------------------------
 
 

@@ -208,6 +208,8 @@ class Rows:
         return None
 
     def _wrong_data(self, row: Kernel, node: ir.Node) -> Refusal | None:
+        if row.scheme is not Scheme.WEIGHT and all(map(is_constant, filter(None, node.inputs))):
+            return Refusal(Code.CONDITION, "all its inputs are constants, wanted an activation")
         for index, spec in enumerate(operand_specs(row, node, None)):
             value = node.inputs[index]
             if value is None or (spec is None and index > 0):
