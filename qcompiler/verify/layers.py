@@ -144,15 +144,19 @@ def compare_layers(
         raise QcError(Code.EMPTY_CALIBRATION, "data", "there is no feed to compare on")
     model, spelled, plan = views_of(reference, open_quantized(quantized), first)
     shapes = observe(model, first)
-    pairs = [pair for pair in pairs_of(model, spelled, plan) if _is_known(pair, shapes)]
-    if not pairs:
+    pairs = pairs_of(model, spelled, plan)
+    if not pairs and len(model.graph):  # a model without nodes has no rows
         raise QcError(
             Code.USAGE,
             "compare",
             "the two models have no node and no value in common",
             "give the float model that was quantized",
         )
-    sums = [_Sums(pair, Shares.of(pair.node, pair.other) if shares else None) for pair in pairs]
+    sums = [
+        _Sums(pair, Shares.of(pair.node, pair.other) if shares else None)
+        for pair in pairs
+        if _is_known(pair, shapes)
+    ]
     padding = Padding.of(reference, mask)
     count = 0
     groups = list(_groups(sums, shapes))

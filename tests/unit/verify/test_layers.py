@@ -149,6 +149,16 @@ def test_a_recipe_that_asks_for_layers_gets_them_in_the_report() -> None:
     assert {"node", "sqnr_db", "cosine", "weight_sqnr_db"} <= set(report.layers[0])
 
 
+@pytest.mark.parametrize("body", ["", "y = Abs(x)"])
+def test_a_model_without_floating_point_nodes_has_no_rows(body: str) -> None:
+    out = "y" if body else "x"
+    text = f"{HEAD} g (int32[N,4] x) => (int32[N,4] {out}) {{ {body} }}"
+    recipe = {"base": "static-int8", "verify": {"layers": True}}
+    feeds = [{"x": np.ones((2, 4), np.int32)}] * 2
+    report = qcompile(ir.from_onnx_text(text), "cpu-vnni", recipe, feeds).report
+    assert report.layers == ()
+
+
 def _two_layers(
     weights: dict[str, np.ndarray],
     body: str = "xd = Identity(x)",
