@@ -21,6 +21,7 @@ from qcompiler.targets.generic_qdq import GENERIC_QDQ
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
 from qcompiler.verify.layer_folds import take_folds
+from qcompiler.verify.layer_products import split_products
 
 __all__ = ["Pair", "pairs_of", "views_of"]
 
@@ -64,6 +65,7 @@ def views_of(
     state = State(GENERIC_QDQ, Recipe.of(None), Form.QDQ)
     run_pipeline([all_passes()[_IMPORT]()], spelled, state, check=False)
     if plan is not None:
+        split_products(reference, spelled)
         take_folds(reference, spelled)
     return reference, spelled, plan
 

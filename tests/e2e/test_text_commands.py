@@ -55,5 +55,6 @@ def test_the_commands_take_text(
     assert compared.code == 0, compared.err
     found = json.loads(compared.out)
     assert found["feeds"] == 2
-    assert found["unmatched"] == 6  # query, key and value of two blocks, which are one product
-    assert any("lm_head" in row["node"] for row in found["layers"])
+    assert found["unmatched"] == 0
+    nodes = {row["node"].split("/")[0] for row in found["layers"]}
+    assert {"lm_head", "model.layers.1.self_attn.k_proj"} <= nodes  # though q, k, v are one product
