@@ -95,6 +95,7 @@ class Code(enum.Enum):
     UNCOVERED = ("QC213", INFO,
         "Calibration data do not tell how far other data reach; ranges may clip those.")
     OWN_TEXT = "QC214", INFO, "There were no calibration data: the model wrote texts itself."
+    TEXT_CUT = "QC215", INFO, "Texts are longer than a sample: their ends are not read."
 
     # QC3xx: algorithms
     NOT_FINITE_WEIGHT = "QC301", ERROR, "A weight holds NaN or infinity."

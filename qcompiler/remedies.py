@@ -85,6 +85,7 @@ REMEDIES: Mapping[Code, str] = {
     "subjects, lengths.",
     Code.OWN_TEXT: "Give calibration text: what the model will read is better than what it writes. "
     "`text.own_samples = 0` makes missing data an error.",
+    Code.TEXT_CUT: "Raise `text.length` up to what the model takes, or give shorter texts.",
     # algorithms
     Code.NOT_FINITE_WEIGHT: "The checkpoint is damaged or training diverged: load an earlier one.",
     Code.NOT_LIFTABLE: "Keep the layer in float by a rule, or use a method without gradients.",

@@ -24,7 +24,7 @@ from qcompiler.pipeline.contract import Feed
 if TYPE_CHECKING:
     from qcompiler.runtime.inputs import InputSpec
 
-__all__ = ["FeedSource", "open_feeds"]
+__all__ = ["FeedSource", "guarded", "open_feeds"]
 
 _SOURCE = "calibration"
 _FORMS = (
@@ -142,7 +142,7 @@ class FeedSource:
 
     def _begin(self) -> Iterator[Any]:
         try:
-            return _guarded(iter(self._start()))
+            return guarded(iter(self._start()))
         except QcError:
             raise
         except TypeError as error:
@@ -243,8 +243,8 @@ def open_feeds(
     )
 
 
-def _guarded(items: Iterator[Any]) -> Iterator[Any]:
-    """The items; what the user's code raises on the way comes out with its place."""
+def guarded(items: Iterator[Any]) -> Iterator[Any]:
+    """The items; what the user's code raises on the way comes out with its place (QC208)."""
     for index in itertools.count():
         try:
             item = next(items)

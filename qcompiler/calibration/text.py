@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompiler.calibration.feeds import FeedSource
+from qcompiler.calibration.text_source import COLUMNS, FORMS, items_of
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.pipeline.contract import Feed
 from qcompiler.recipe import TextOptions
 from qcompiler.runtime.inputs import InputSpec
 
-__all__ = ["TextModel", "feed_of", "is_text", "open_text"]
+__all__ = ["TextModel", "feed_of", "open_text"]
 
 Tokens = npt.NDArray[np.int64]
 
 _WHERE = "calibration"
-_FILES = (".txt", ".md", ".json", ".jsonl")
-_COLUMNS = ("text", "content", "sentence", "prompt")
 _ENOUGH = 16  # times the tokens that are wanted: more of a large source is not read
-_FORMS = (
-    "give a list of strings, a .txt, .json or .jsonl file, an array of tokens [n, length], or a "
-    "data set with a column 'text' or 'input_ids'"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,47 +47,34 @@ class TextModel:
         return any(_is_past(spec) for spec in self.specs)
 
 
-def is_text(calibration: Any, specs: Sequence[InputSpec]) -> bool:
-    """Whether the source holds text or tokens alone, for a model that takes tokens."""
-    names = {spec.name for spec in specs}
-    if "input_ids" not in names:
-        return False
-    if isinstance(calibration, str | os.PathLike):
-        return pathlib.Path(calibration).suffix.lower() in _FILES
-    if isinstance(calibration, np.ndarray):
-        return calibration.ndim == 2 and calibration.dtype.kind in "iu"
-    if isinstance(calibration, Mapping | Iterator) or not isinstance(calibration, Iterable):
-        return False
-    first = next(iter(calibration), None)
-    if isinstance(first, Mapping):
-        has_text = any(isinstance(first.get(column), str) for column in _COLUMNS)
-        return has_text or ("input_ids" in first and not names <= set(first))
-    tokens = isinstance(first, np.ndarray) and first.ndim in (1, 2) and first.dtype.kind in "iu"
-    return isinstance(first, str) or (tokens and len(names) > 1)
-
-
 def open_text(
     calibration: Any, model: TextModel, options: TextOptions
 ) -> tuple[FeedSource, tuple[Diagnostic, ...]]:
     """Feeds of ``options.length`` tokens, one text each.
 
     Args:
-        calibration: What :func:`is_text` says yes to.
+        calibration: What :func:`~qcompiler.calibration.text_source.is_text` says yes to.
         model: Who will read it.
         options: How many, how long, and the seed of the choice.
 
     Returns:
-        The feeds, and QC209 when there are fewer than asked for.
+        The feeds; QC209 when there are fewer than asked for, QC215 when texts were longer.
 
     Raises:
         QcError: QC201 no text; QC208 a file that cannot be read; QC212 there is no tokenizer; QC411
-            more tokens than the model takes.
+            ``options.length`` is more than the model takes.
     """
-    _check_length(options.length, model.longest, "text.length")
+    if model.longest is not None and options.length > model.longest:
+        raise QcError(
+            Code.USAGE,
+            "text.length",
+            f"found {options.length} tokens, the model takes {model.longest} at most",
+            f"set text.length to {model.longest} or less",
+        )
     rows: list[Tokens] = []
     wanted = _ENOUGH * options.samples * options.length
     read = 0
-    for item in _items(calibration):
+    for item in items_of(calibration):
         found = _tokens(item, model)
         rows += found
         read += sum(map(len, found))
@@ -111,11 +90,11 @@ def open_text(
         )
     order = np.random.default_rng(options.seed).permutation(len(chunks))[: options.samples]
     feeds = [feed_of(chunks[i][None], model.specs) for i in sorted(order)]
-    said: tuple[Diagnostic, ...] = ()
+    said = () if model.packs else _told_cut(rows, options.length)
     if len(feeds) < options.samples:
         message = f"{len(feeds)} texts of {options.length} tokens, asked for {options.samples}"
         values = {"samples": len(feeds), "asked": options.samples}
-        said = (
+        said += (
             Diagnostic(
                 Code.FEW_SAMPLES, _WHERE, message, "give more text, or lower text.samples", values
             ),
@@ -162,49 +141,19 @@ def _is_past(spec: InputSpec) -> bool:
     return spec.name.startswith("past") and len(spec.shape) > 1
 
 
-def _check_length(length: int, longest: int | None, where: str) -> None:
-    if longest is not None and length > longest:
-        raise QcError(
-            Code.USAGE,
-            where,
-            f"found {length} tokens, the model takes {longest} at most",
-            f"set text.length to {longest} or less",
-        )
-
-
-def _items(calibration: Any) -> Iterator[Any]:
-    if not isinstance(calibration, str | os.PathLike):
-        yield from calibration
-        return
-    path = pathlib.Path(calibration)
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
-            found = json.loads(text)
-            yield from found if isinstance(found, list) else [found]
-        elif path.suffix.lower() == ".jsonl":
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
-        else:
-            yield text
-    except (OSError, ValueError) as error:
-        raise QcError(
-            Code.CALIBRATION_SOURCE, str(path), f"cannot be read as text: {error}", _FORMS
-        ) from error
-
-
 def _tokens(item: Any, model: TextModel) -> list[Tokens]:
     """Tokens of one item; a mapping may hold several texts."""
     if isinstance(item, Mapping):
         if "input_ids" in item:
             return _rows(item["input_ids"], item.get("attention_mask"), model)
-        item = next((item[column] for column in _COLUMNS if column in item), item)
+        item = next((item[column] for column in COLUMNS if column in item), item)
     if not isinstance(item, str):
         if isinstance(item, Mapping):
             raise QcError(
                 Code.CALIBRATION_SOURCE,
                 _WHERE,
                 f"found an object with the keys {', '.join(map(str, item))}",
-                _FORMS,
+                FORMS,
             )
         return _rows(item, None, model)
     if model.encode is None:
@@ -222,9 +171,8 @@ def _rows(ids: Any, mask: Any, model: TextModel) -> list[Tokens]:
     rows = _array(ids)
     if rows.dtype.kind not in "iu" or rows.ndim not in (1, 2):
         found = repr(ids)[:80] if rows.ndim == 0 else f"{rows.dtype}{list(rows.shape)}"
-        raise QcError(Code.CALIBRATION_SOURCE, _WHERE, f"found {found}", _FORMS)
+        raise QcError(Code.CALIBRATION_SOURCE, _WHERE, f"found {found}", FORMS)
     rows = np.atleast_2d(rows)
-    _check_length(rows.shape[1], model.longest, _WHERE)
     keep = np.ones(rows.shape, bool) if mask is None else np.atleast_2d(_array(mask)) != 0
     if keep.shape != rows.shape:
         raise QcError(
@@ -269,3 +217,19 @@ def _packed(rows: Sequence[Tokens], length: int) -> list[Tokens]:
 
 def _cut(rows: Sequence[Tokens], length: int) -> list[Tokens]:
     return [row[:length] for row in rows if len(row)]
+
+
+def _told_cut(rows: Sequence[Tokens], length: int) -> tuple[Diagnostic, ...]:
+    """What is told where the ends of long texts are not read."""
+    over = [len(row) - length for row in rows if len(row) > length]
+    if not over:
+        return ()
+    told = Diagnostic(
+        Code.TEXT_CUT,
+        _WHERE,
+        f"{len(over)} of {len(rows)} texts are longer than text.length = {length}:"
+        f" {sum(over)} tokens at their ends are not read",
+        "raise text.length, or cut the texts",
+        {"cut": len(over), "texts": len(rows), "tokens": sum(over)},
+    )
+    return (told,)

@@ -29,7 +29,7 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         help=".npz or .npy file of inputs, or a folder of them; for a model with a tokenizer "
-        "also text: .txt, .md, .json or .jsonl."
+        "also text: .txt, .md, .json or .jsonl; for a model of tokens also .npy [n, length]."
     ),
 ]
 Form = Annotated[str | None, typer.Option(help="ort or qdq; default: the target's.")]

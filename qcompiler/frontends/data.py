@@ -7,7 +7,8 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler.calibration.feeds import FeedSource, open_feeds
-from qcompiler.calibration.text import TextModel, is_text, open_text
+from qcompiler.calibration.text import TextModel, open_text
+from qcompiler.calibration.text_source import is_text, look_at
 from qcompiler.diagnostics import Diagnostic
 from qcompiler.frontends.tokenizer import find_tokenizer, longest_text
 from qcompiler.recipe import TextOptions
@@ -29,13 +30,14 @@ def open_data(
         most: Samples at most, of what is no text.
 
     Returns:
-        The feeds, and what is to be said of them (QC209).
+        The feeds, and what is to be said of them (QC209, QC215).
 
     Raises:
         QcError: The data cannot be read (QC208, QC212), or do not fit the model (QC20x, QC411).
     """
     specs = input_specs(model)
-    if is_text(data, specs):
+    data, seen = look_at(data)
+    if is_text(seen, specs):
         reader = TextModel(specs, find_tokenizer(source), longest_text(source))
         return open_text(data, reader, text)
     return open_feeds(data, specs, most), ()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from qcompiler.calibration.feeds import open_feeds
-from qcompiler.calibration.text import TextModel, feed_of, is_text, open_text
+from qcompiler.calibration.text import TextModel, feed_of, open_text
+from qcompiler.calibration.text_source import is_text, look_at
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.recipe import TextOptions
 from qcompiler.runtime.inputs import InputSpec
@@ -74,6 +75,79 @@ def test_tokens_come_as_arrays_or_with_a_mask() -> None:
     assert rows(items, TextOptions(samples=9, length=2)) == [[4, 5], [0, 1], [2, 3]]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.arange(12).reshape(3, 4).tolist(),
+        [*np.arange(12, dtype=np.uint16).reshape(3, 4)],
+        [list(range(7)), list(range(7, 12))],  # of different lengths
+        [[[0, 1, 2, 3]], [[4, 5, 6, 7], [8, 9, 10, 11]]],
+    ],
+)
+def test_tokens_come_as_lists_and_from_generators(given: Any) -> None:
+    specs = list(DECODER)
+    for source in (given, iter(given), lambda: iter(given)):
+        whole, seen = look_at(source)
+        assert is_text(seen, specs)
+        assert rows(whole, FOUR) == np.arange(12).reshape(3, 4).tolist()
+
+
+def test_strings_come_from_generators_and_from_functions() -> None:
+    texts = ["abc", "defghi"]
+    for source in (iter(texts), lambda: iter(texts)):
+        whole, seen = look_at(source)
+        assert is_text(seen, DECODER)
+        assert rows(whole, FOUR) == [encode("abcd"), encode("efgh")]
+
+
+def test_what_a_generator_of_feeds_gives_first_is_not_lost() -> None:
+    feeds = [{"x": np.full((1, 3), i, np.float32)} for i in range(3)]
+    whole, seen = look_at(iter(feeds))
+    assert not is_text(seen, DECODER)
+    specs = [InputSpec("x", FLOAT, ("batch", 3))]
+    assert [int(feed["x"][0, 0]) for feed in open_feeds(whole, specs)] == [0, 1, 2]
+
+
+def test_a_generator_that_raises_is_told_with_its_place() -> None:
+    def broken() -> Iterator[str]:
+        yield "abcdefgh"
+        raise RuntimeError("no more")
+
+    whole, _ = look_at(broken())
+    with pytest.raises(QcError, match="RuntimeError: no more") as caught:
+        rows(whole, FOUR)
+    assert caught.value.code is Code.CALIBRATION_SOURCE
+    assert "[1]" in caught.value.diagnostic.where
+
+
+def test_tokens_come_as_a_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "tokens.npy"
+    tokens = np.arange(12, dtype=np.int32).reshape(3, 4)
+    for array in (tokens, tokens.reshape(-1)):
+        np.save(path, array)
+        assert is_text(path, DECODER)
+        assert rows(path, FOUR) == tokens.tolist()
+    assert not is_text(path, DECODER[:1])  # one input: the array is its feeds
+    for array in (tokens.astype(np.float32), tokens.reshape(3, 2, 2), np.asarray(["abcd"])):
+        np.save(path, array)
+        with pytest.raises(QcError, match="found ") as caught:
+            rows(path, FOUR)
+        assert caught.value.code is Code.CALIBRATION_SOURCE
+        assert "[n, length]" in caught.value.diagnostic.hint
+    path.write_bytes(b"nothing")
+    with pytest.raises(QcError, match=r"tokens\.npy"):
+        rows(path, FOUR)
+
+
+@pytest.mark.parametrize("source", [[list(range(200))], ["a" * 200]])
+def test_tokens_and_texts_that_are_too_long_are_cut(source: Any) -> None:
+    assert len(rows(source, FOUR)) == 50
+    feeds, said = open_text(source, model(ENCODER), TextOptions(samples=1, length=4))
+    assert [feed["input_ids"].shape for feed in feeds] == [(1, 4)]
+    assert [item.code for item in said] == [Code.TEXT_CUT]
+    assert said[0].values == {"cut": 1, "texts": 1, "tokens": 196}
+
+
 def test_the_seed_chooses_and_no_more_are_taken_than_asked_for() -> None:
     text = ["".join(chr(65 + i % 50) for i in range(400))]
     few = TextOptions(samples=5, length=4, seed=1)
@@ -103,7 +177,6 @@ def test_a_feed_has_every_input_and_an_empty_past() -> None:
     [
         (["abcd"], TextModel(DECODER, None), FOUR, Code.NO_TOKENIZER),
         (["abcd"], model(longest=3), FOUR, Code.USAGE),
-        (np.ones((2, 200), int), model(), FOUR, Code.USAGE),
         (["abc"], model(), FOUR, Code.EMPTY_CALIBRATION),
         ([{"text": "abcd"}, {"label": 3}], model(), FOUR, Code.CALIBRATION_SOURCE),
         ("nowhere.txt", model(), FOUR, Code.CALIBRATION_SOURCE),
@@ -129,7 +202,6 @@ def test_a_broken_file_is_refused(tmp_path: pathlib.Path) -> None:
     [
         "data.npz",
         [{"input_ids": np.ones((1, 3), int), "attention_mask": 0, "past_key_values.0.key": 0}],
-        iter(["abc"]),
         {"input_ids": np.ones((1, 3), int)},
         [np.ones((1, 3), np.float32)],
     ],

@@ -52,7 +52,8 @@ def test_a_work_folder_gives_the_same_weights_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"rules": [{"match": "matmul_106_node", "algorithm": "rtn", "bits": 8}]}]
+    "change",
+    [{"seed": 1}, {"rules": [{"match": "matmul_106_node", "algorithm": "rtn", "bits": 8}]}],
 )
 def test_a_work_folder_holds_nothing_for_another_seed_or_other_neighbours(change, tmp_path):
     recipe = {
