@@ -95,7 +95,7 @@ REMEDIES: Mapping[Code, str] = {
     Code.BIAS_KEPT: "Nothing to do.",
     Code.STEPS_CUT: "Raise `auto.seconds`, or set the keys of the steps in the recipe.",
     Code.STEPS_UNTRIED: "Give calibration data as a list of feeds: some are held out to judge by. "
-    "If nothing is quantized, the plan has each node's reason.",
+    "If nothing is quantized, the plan has each node's reason. A given plan is kept as it is.",
     Code.EQUALIZED: "Nothing. `equalize_layers = false` or `equalize_gates = false` turns it off.",
     Code.NOT_EQUALIZED: "Nothing, unless the message asks for data that can be read twice.",
     Code.ROUNDING_LEARNED: 'Nothing. `weights.rounding = "moment"` compiles faster.',

@@ -51,7 +51,7 @@ class Tuned:
 
 def is_tunable(state: State) -> bool:
     """Whether the recipe asks for it and there is data to judge by."""
-    return state.recipe.auto is not None and state.feeds is not None and state.plan is None
+    return state.recipe.auto is not None and state.feeds is not None
 
 
 def tune(
@@ -81,6 +81,12 @@ def tune(
     """
     assert state.recipe.auto is not None
     assert state.feeds is not None
+    if state.plan is not None:  # its nodes are those of the recipe that it came from
+        return _untried(
+            state.recipe,
+            "a plan was given, which says what is quantized",
+            "compile without the plan to try them, or set the keys of the steps in the recipe",
+        )
     feeds = state.feeds
     parts = feeds.split(_HELD_OUT) if feeds.reiterable else None
     if parts is None:

@@ -113,6 +113,15 @@ def test_where_nothing_is_quantized_no_step_is_tried_and_that_is_told() -> None:
     assert "explain" in said.hint
 
 
+def test_with_a_plan_no_step_is_tried_and_that_is_told() -> None:
+    model, data = tiny.build("residual"), tiny.feeds("residual", 8)
+    plan = compiled(base="static-int8").plan
+    found = qcompile(model, TARGET, "auto", data, plan=plan)
+    assert not found.report.steps
+    (said,) = (x for x in found.report.diagnostics if x.code is Code.STEPS_UNTRIED)
+    assert "a plan was given" in said.message
+
+
 def test_other_recipes_try_nothing_unless_asked() -> None:
     plainly = {"base": "static-int8", "force": True, "verify": {"enabled": False}}
     data = tiny.feeds("residual", 8)
