@@ -128,7 +128,7 @@ class Code(enum.Enum):
     STEPS_CUT = ("QC325", INFO,
         "Steps for accuracy were not tried, because the budget of time was used up.")
     STEPS_UNTRIED = ("QC326", INFO,
-        "No step for accuracy was tried: plan or data do not allow for it, or nothing is quantized.")
+        "No step for accuracy was tried: plan or data do not allow it, or nothing is quantized.")
     FP8_SCALES = ("QC327", INFO,
         "Weights of few bits have scales under which they become 8-bit floats without error.")
     BIAS_KEPT = ("QC328", INFO,
