@@ -7,13 +7,14 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from qcompiler.artifact import Artifact
 from qcompiler.diagnostics import QcError
 from qcompiler.frontends import open_model
 from qcompiler.ir.walk import op_name
 from qcompiler.pipeline.contract import Feed, Phase, State
-from qcompiler.pipeline.registry import all_passes, parse_pipeline
+from qcompiler.pipeline.registry import parse_pipeline
 from qcompiler.pipeline.run import run_pipeline
 from qcompiler.plan import Plan, Verdict
 from qcompiler.recipe import Recipe
@@ -26,6 +27,7 @@ from qcompiler.verify.layer_products import split_products
 __all__ = ["Pair", "pairs_of", "views_of"]
 
 _IMPORT = "import-quantized"
+_UNPACK = f"fold-constants{{small_bytes={1 << 62}}}"
 _RENAMED = "_quant"  # what onnxruntime.quantization appends in its QOperator format
 
 
@@ -63,7 +65,11 @@ def views_of(
         model = model.model
     spelled = model.clone()
     state = State(GENERIC_QDQ, Recipe.of(None), Form.QDQ)
-    run_pipeline([all_passes()[_IMPORT]()], spelled, state, check=False)
+    steps = [_IMPORT]
+    if spelled.functions:  # weights that are unpacked when the model is loaded
+        common.InlinePass()(spelled)
+        steps.insert(0, _UNPACK)
+    run_pipeline(parse_pipeline(",".join(steps)), spelled, state, check=False)
     if plan is not None:
         split_products(reference, spelled)
         take_folds(reference, spelled)

@@ -179,3 +179,14 @@ def _two_layers(
     for index, node in enumerate(n for n in model.graph if n.op_type == "MatMul"):
         node.name = f"n{index + 1}"
     return model
+
+
+@pytest.mark.parametrize("weights", [{"bits": 3}, {"bits": 5}, {"format": "nf4"}])
+def test_weights_that_are_unpacked_when_the_model_is_loaded_are_compared(weights: dict) -> None:
+    recipe = {"base": "weight-int4", "weights": {"group_size": 16, **weights}}
+    artifact = qcompile(tiny.build("mlp"), "cpu-vnni", recipe)
+    found = compare_layers(tiny.build("mlp"), artifact, tiny.feeds("mlp", 2))
+    assert found.unmatched == 0
+    layers = [row for row in found.rows if row.op in ("MatMul", "Gemm")]
+    assert layers
+    assert all(5 < row.sqnr_db < 40 and row.weight_share == 1.0 for row in layers)
