@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.ir.walk import all_graphs
+from qcompiler.ir.walk import all_graphs, all_nodes
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.settings import Level, SessionSettings
 
@@ -37,6 +37,7 @@ _LEVELS: dict[Level, str] = {
 _DEFAULT = SessionSettings()
 _NOT_WRITTEN = "Protobuf serialization failed"  # which it says of a full disk, too
 _TOO_LONG = "cos_cache dimension 0 shall not be less"  # its table of rotary embeddings has ended
+_LACKING = re.compile(r"Could not find an implementation for .* with name '(.*?)'")
 _QUIET = 4  # only fatal messages: what fails comes back as an exception anyway
 # Smaller initializers stay in the protobuf, where shape inference of the runtime reads them.
 _LENT_BYTES = 4096
@@ -140,10 +141,21 @@ def open_session(
             code,
             where,
             f"the runtime refuses the model: {said}",
-            "check that onnxruntime is new enough for the model's opset and operators",
+            _hint(model, said),
         ) from error
     session._qcompiler_lent = values  # the session points into these arrays: keep them alive
     return session
+
+
+def _hint(model: ir.Model | str | os.PathLike[str], said: str) -> str:
+    """What to do about a model that was refused; the runtime does not say which type it lacks."""
+    lacking = _LACKING.search(said)
+    if lacking is not None and isinstance(model, ir.Model):
+        nodes = [node for node in all_nodes(model) if node.name == lacking[1]]
+        values = [value for node in nodes for value in (*node.inputs, *node.outputs)]
+        if any(value is not None and value.dtype is ir.DataType.BFLOAT16 for value in values):
+            return "the node computes in bfloat16: export the model in float32 or float16"
+    return "check that onnxruntime is new enough for the model's opset and operators"
 
 
 def run(

@@ -126,3 +126,14 @@ def test_mapped_weights_of_types_that_cannot_be_lent_are_read(tmp_path: pathlib.
     model.graph.inputs[0].shape = ir.Shape([])
     y = run(open_session(model), {"s": np.array(2.0, np.float32)})["y"]
     np.testing.assert_array_equal(y, array.astype(np.float32) * 2)
+
+
+@pytest.mark.parametrize(("word", "told"), [("bfloat16", True), ("int8", False)])
+def test_a_type_without_kernels_is_named(word: str, told: bool) -> None:
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        g ({word}[2,4] x, {word}[4,4] w) => ({word}[2,4] y) {{ [fc] y = MatMul(x, w) }}"""
+    )
+    with pytest.raises(QcError) as caught:
+        open_session(model)
+    assert ("bfloat16: export the model in float32" in caught.value.diagnostic.hint) is told
