@@ -76,11 +76,17 @@ class KernelWeight:
     @property
     def inputs(self) -> int:
         """K."""
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(K, N)`` of all that the node multiplies with."""
         if self._dequantize is None:
-            return self.node.attributes.get_int("K", 0)
+            attributes = self.node.attributes
+            return attributes.get_int("K", 0), attributes.get_int("N", 0)
         shape = self._dequantize.outputs[0].shape
         assert shape is not None, "a weight has a shape"
-        return int(shape[0])  # type: ignore[arg-type]
+        return int(shape[0]), int(shape[1])  # type: ignore[arg-type]
 
     @property
     def _dequantize(self) -> ir.Node | None:

@@ -103,6 +103,7 @@ def match(artifact: Artifact, reference: ir.Model, top: Mapping[str, str], sourc
         QcError: QC714, a part of the artifact has no place in a checkpoint; QC709, the artifact
             was not compiled from this checkpoint.
     """
+    _check_ends(artifact.model.graph, reference.graph, source)
     head = top["head"]
     sites = _sites(reference)
     kernels = kernel_nodes(artifact.model.graph)
@@ -125,13 +126,13 @@ def match(artifact: Artifact, reference: ir.Model, top: Mapping[str, str], sourc
         if spec is None or any("weight" not in d.kernel for d in decisions):
             kinds = ", ".join(sorted({d.kernel or "float" for d in decisions}))
             raise not_held(module, f"is computed by {kinds}", "weights alone rounded, all alike")
-        found = [_kernel_weight(kernels, site, spec, widths) for site in parts]
+        found = [_kernel_weight(kernels, site, spec, widths, source) for site in parts]
         shape = (parts[0].view.shape[0], sum(site.view.shape[1] for site in parts))
         layers[module] = Layer(module, shape, spec, tuple(found))
     if not layers:
         raise not_held(source, "has no layer whose weight alone is rounded", "at least one")
     untouched = (head, top["norm"])
-    changed = _changed(artifact.model.graph, reference, layers, sites, untouched)
+    changed = _changed(artifact, reference, layers, sites, untouched, source)
     return Matched(layers, tuple(floats), changed, left)
 
 
@@ -153,6 +154,23 @@ def _foreign(where: str, what: str, source: str) -> QcError:
         f"{what}: the artifact was not compiled from {source}",
         "give the folder of the float model that the artifact was compiled from",
     )
+
+
+def _check_ends(graph: ir.Graph, reference: ir.Graph, source: str) -> None:
+    """Refuse an artifact with other inputs, or other sizes of them or of the logits."""
+    ours, theirs = (
+        {value.name: _sizes(value) for value in (*ends.inputs, *ends.outputs)}
+        for ends in (graph, reference)
+    )
+    for name in (*ours, *theirs):
+        if ours.get(name) != theirs.get(name):
+            found = f"%{name} has the sizes {ours.get(name)} there and {theirs.get(name)} here"
+            raise _foreign(str(name), found, source)
+
+
+def _sizes(value: ir.Value) -> list[int]:
+    """Those that are fixed, but those of 1: ``last_logits`` gives one position."""
+    return [size for size in value.shape or () if isinstance(size, int) and size != 1]
 
 
 def _sites(reference: ir.Model) -> list[_Site]:
@@ -177,6 +195,7 @@ def _kernel_weight(
     site: _Site,
     spec: QSpec,
     widths: Mapping[str, int],
+    source: str,
 ) -> KernelWeight:
     if spec.codebook or spec.scales is not None or spec.is_float8:
         raise not_held(site.module, f"is stored as {spec}", "integers with float scales")
@@ -186,6 +205,10 @@ def _kernel_weight(
     together = [name for name in names if name in widths]
     begin = sum(widths[name] for name in together[: together.index(site.node)])
     weight = KernelWeight(node, spec, (begin, begin + widths[site.node]))
+    shape = (site.view.shape[0], sum(widths[name] for name in together))
+    if weight.shape != shape:
+        found = f"the weight is {list(weight.shape)} there and {list(shape)} here"
+        raise _foreign(site.module, found, source)
     if not weight.has_integer_zero_points():
         raise not_held(site.module, "has float zero points", "integers (zero_point = 'int')")
     operator = weight.factor()
@@ -211,14 +234,15 @@ def _left(artifact: Artifact, head: str) -> tuple[str, ...]:
 
 
 def _changed(
-    graph: ir.Graph,
+    artifact: Artifact,
     reference: ir.Model,
     layers: Mapping[str, Layer],
     sites: list[_Site],
     untouched: tuple[str, ...],
+    source: str,
 ) -> dict[str, Callable[[], npt.NDArray[Any]]]:
     """Norms, biases and float weights of the artifact that are not those of the checkpoint."""
-    held = constants_by_origin(graph)
+    held = constants_by_origin(artifact.model.graph)
     by_node = {site.node: site for site in sites}
     biases = _kernel_biases(layers)
     changed: dict[str, Callable[[], npt.NDArray[Any]]] = {}
@@ -241,6 +265,8 @@ def _changed(
             ]
             if (name := view.stored.name) in biases:
                 candidates.append(_slice(biases[name], view))
+            if not candidates and str(node.name) not in artifact.plan.nodes:
+                raise _foreign(name, "the artifact has no such tensor", source)
             if not candidates:
                 raise not_held(name, "has no counterpart in the artifact", "one of its shape")
             if not any(np.array_equal(x, wanted) for x in candidates):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from decoders import decoder
+from decoders import DECODERS, decoder
 from qcompiler import Recipe, qcompile
 from qcompiler.artifact import Artifact
 from qcompiler.diagnostics import Code, QcError
@@ -316,3 +316,29 @@ def test_command_writes_a_checkpoint_and_tells(
     with pytest.raises(SystemExit) as ended:
         run([*arguments, "-o", str(tmp_path / "out")])
     assert ended.value.code == 2, "the folder is not empty now"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 128, "head_dim": 16}, "the weight is"),
+        ({"num_hidden_layers": 1}, "past_key_values.1.key"),
+        ({"num_hidden_layers": 3}, "past_key_values.2.key"),
+        ({"num_key_value_heads": 4}, "past_key_values.0.key"),
+        ({"intermediate_size": 128}, "the weight is"),
+        ({"intermediate_size": 64}, "the weight is"),
+        ({"vocab_size": 77}, "logits"),
+        ({"attention_bias": True}, "has no such tensor"),
+    ],
+)
+def test_another_model_is_named_not_the_recipe(
+    change: dict[str, Any], words: str, tmp_path: pathlib.Path
+) -> None:
+    artifact = compiled(tmp_path / "float")
+    other = transformers.LlamaConfig(**{**DECODERS["llama"][1], **change})
+    transformers.LlamaForCausalLM(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(QcError, match=words) as caught:
+        export_checkpoint(artifact, tmp_path / "other", tmp_path / "out", "gptq")
+    assert caught.value.code is Code.NOT_ARTIFACT
+    assert "compiled from" in caught.value.diagnostic.hint
+    assert not (tmp_path / "out").exists()
