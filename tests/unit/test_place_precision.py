@@ -640,6 +640,25 @@ def test_a_product_of_constants_stays_in_float(recipe: str) -> None:
     assert "constants" in reason.message
 
 
+@pytest.mark.parametrize(
+    ("size", "quantized"), [(1e-38, False), (1e-42, False), (0, True), (1e-30, True)]
+)
+@pytest.mark.parametrize("recipe", ["static-int8", "weight-int4"])
+def test_a_weight_that_no_scale_fits_stays_in_float(
+    recipe: str, size: float, quantized: bool
+) -> None:
+    model = graph("[fc] y = MatMul(x, W)", "float[2,8,32] x, float[32,16] W", "float y")
+    array = np.full((32, 16), size, np.float32)
+    model.graph.initializers["W"].const_value = ir.tensor(array, name="W")
+    plan = planned(model, {"base": recipe, "force": True}, CPU_AMX).plan
+    assert bool(kernels(plan)) is quantized
+    reason = plan.nodes["fc"].reason
+    if not quantized:
+        assert reason is not None
+        assert reason.code is Code.CONDITION
+        assert "no scale fits" in reason.message
+
+
 # --- given plans ----------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Weights whose output channels are too unlike for one scale."""
+"""Weights that no scale fits: their channels are too unlike, or all of them vanish."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.ir.edit import constant
+from qcompiler.ir.lazy import view_of
 from qcompiler.schemes import QSpec
 
-__all__ = ["coarse_channels"]
+__all__ = ["coarse_channels", "vanishes"]
 
 _COARSE = 0.1  # of the length of a channel's weights: 20 dB
+_LEAST = 128 * np.finfo(np.float32).tiny  # 8 bits in steps of the smallest normal number
+_FIRST = 4096  # elements that show of nearly every weight that it is larger
+
+
+def vanishes(value: ir.Value | None) -> bool:
+    """Whether a weight is so small that the scale of its integers is no normal float32.
+
+    Such scales are rounded up, and most of the weight would become zeros. Zeros alone are exact,
+    and weights of a checkpoint are not read for this.
+    """
+    if value is None or view_of(value.const_value) is not None:
+        return False
+    array = constant(value)
+    if array is None or not array.size or np.abs(array.reshape(-1)[:_FIRST]).max() >= _LEAST:
+        return False
+    return bool(0.0 < np.abs(array).max() < _LEAST)
 
 
 def coarse_channels(value: ir.Value | None, by_channel: QSpec) -> tuple[int, int] | None:

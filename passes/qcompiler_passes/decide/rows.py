@@ -22,7 +22,7 @@ from qcompiler.targets.conditions import (
 )
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target
-from qcompiler_passes.decide.coarse import coarse_channels
+from qcompiler_passes.decide.coarse import coarse_channels, vanishes
 from qcompiler_passes.decide.weight_specs import weight_only_spec
 from qcompiler_passes.decide.wishes import Wish
 
@@ -243,14 +243,19 @@ class Rows:
     def _bad_weight(
         self, row: Kernel, node: ir.Node, wish: Wish, weight: QSpec | None
     ) -> Refusal | None:
+        index = weight_index(row)
+        value = node.inputs[index] if index is not None else None
+        if vanishes(value):
+            assert value is not None, "None does not vanish"
+            return Refusal(
+                Code.CONDITION, f"%{value.name} holds only numbers below 1.5e-36: no scale fits"
+            )
         if row.scheme is not Scheme.WEIGHT:
             one = weight is not None and weight.granularity is Granularity.TENSOR
             if one and self.granularity == "channel":
                 return Refusal(Code.CONDITION, f"{row.id} takes one scale per weight ({weight})")
             return self._coarse(row, node, wish)
-        index = weight_index(row)
         assert weight is not None, "a weight-only row has a weight"
-        assert index is not None, "a weight-only row has a weight"
         special = weight.codebook or weight.scales or weight.float_zero
         plain = weight.width == weight.dtype.bitwidth and not special
         if not plain and self.target.runtime != "onnxruntime":
@@ -260,7 +265,6 @@ class Rows:
             )
         if weight.is_signed and weight.granularity is Granularity.BLOCK and not wish.symmetric:
             return Refusal(Code.CONDITION, f"{row.id} has symmetric blocks only")
-        value = node.inputs[index]
         shape = shape_of(value, self.shapes)
         assert value is not None, "the conditions want a constant"
         if shape is None:
