@@ -88,7 +88,8 @@ def longest_text(model: Any) -> int | None:
         except ValueError:
             return None  # who opens the folder says what is wrong with it
     found = (said.get(key) for key in _LENGTHS)
-    return next((int(length) for length in found if isinstance(length, int)), None)
+    # 0 and -1 are ways to say nothing
+    return next((int(x) for x in found if isinstance(x, int) and x > 0), None)
 
 
 def _folder(model: Any) -> pathlib.Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,14 @@ import numpy.typing as npt
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.decoder.families import Family
 
-__all__ = ["ACTIVATION_NAMES", "PLAIN_EXPORT", "Activation", "Geometry", "Rotary"]
+__all__ = [
+    "ACTIVATION_NAMES",
+    "PLAIN_EXPORT",
+    "Activation",
+    "Geometry",
+    "Rotary",
+    "check_sizes",
+]
 
 PLAIN_EXPORT = "in Python, give example_inputs to export it as it is, without a key-value cache"
 
@@ -28,6 +35,14 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
 _HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary embedding; it checks that when it runs
 # Frequencies that do not depend on the length of the text.
 _ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
+_LONGEST = 1 << 24  # positions; tables of rotary embeddings are as long
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 # Switches of a configuration that the builder does not know how to write.
 _UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("quantization_config", bool, "weights that are quantized already"),
@@ -107,11 +122,13 @@ class Geometry:
             family: Of the decoder; positions are learned, or come from rotary embedding.
 
         Raises:
-            QcError: QC707, a switch of the configuration has no form here.
+            QcError: QC707, a switch of the configuration has no form here, or a size is none.
         """
         for name, is_on, what in _UNSUPPORTED:
             if is_on(getattr(config, name, None)):
                 raise unsupported(source, f"{what} ({name})")
+
+        check_sizes(config, _SIZES, source)
 
         def switch(name: str) -> Any:
             return getattr(config, name, None) if name in family.switches else None
@@ -158,6 +175,27 @@ class Geometry:
             logit_softcap=switch("final_logit_softcapping") or 0.0,
             windows=tuple(None if kind == "full_attention" else window for kind in kinds),
             rotary=tuple(ropes[kind] for kind in kinds),
+        )
+
+
+def check_sizes(config: Any, names: Sequence[str], source: str) -> None:
+    """Refuse (QC707) sizes that no model has.
+
+    Args:
+        config: A transformers configuration.
+        names: Of the sizes in it; those that speak of positions have a bound.
+        source: The user's name for the model.
+    """
+    for name in names:
+        found, bounded = getattr(config, name, None), "position" in name
+        if isinstance(found, int) and 1 <= found <= (_LONGEST if bounded else found):
+            continue
+        wanted = f"1 to {_LONGEST}" if bounded else "a whole number from 1 on"
+        raise QcError(
+            Code.UNSUPPORTED_INPUT,
+            source,
+            f"{name} of the configuration is {found!r}, wanted {wanted}",
+            "copy config.json again from where the model comes from",
         )
 
 

@@ -7,13 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.frontends.decoder.geometry import ACTIVATION_NAMES, Activation
+from qcompiler.frontends.decoder.geometry import ACTIVATION_NAMES, Activation, check_sizes
 
 __all__ = ["PLAIN_EXPORT", "Geometry", "Part", "unsupported"]
 
 PLAIN_EXPORT = (
     "give example_inputs (input_features and decoder_input_ids) to export it as one graph without "
     "a key-value cache, or compile a part, as model.get_encoder()"
+)
+_SIZES = (
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "max_source_positions",
+    "max_target_positions",
+    "d_model",
+    "vocab_size",
 )
 # Switches of a configuration that the builder does not know how to write.
 _UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -80,6 +90,7 @@ class Geometry:
         for name, is_on, what in _UNSUPPORTED:
             if is_on(getattr(config, name, None)):
                 raise unsupported(source, f"{what} ({name})")
+        check_sizes(config, _SIZES, source)
         if config.activation_function not in ACTIVATION_NAMES:
             raise unsupported(source, f"the activation {config.activation_function!r}")
         return cls(

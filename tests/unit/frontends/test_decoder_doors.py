@@ -356,3 +356,22 @@ def test_a_class_that_transformers_lacks_is_told(tmp_path: pathlib.Path) -> None
     (tmp_path / "config.json").write_text(json.dumps({**said, "architectures": ["Strange"]}))
     (told,) = [x for x in open_model(tmp_path).diagnostics if x.code is Code.CLASS_ASSUMED]
     assert "'Strange'" in told.message
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", -1),
+        ("max_position_embeddings", 10**30),
+        ("vocab_size", 0),
+        ("num_hidden_layers", 0),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(name: str, found: int, tmp_path: pathlib.Path) -> None:
+    decoder("llama").save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, name: found}))
+    with pytest.raises(QcError, match=rf"{name} of the configuration is {found}, wanted") as caught:
+        open_model(tmp_path)
+    assert caught.value.code is Code.UNSUPPORTED_INPUT

@@ -201,3 +201,11 @@ def test_a_folder_that_names_no_class_is_the_model_that_makes_text(tmp_path: pat
     opened = open_model(tmp_path)
     assert opened.encoder is not None
     assert Code.CLASS_ASSUMED in {item.code for item in opened.diagnostics}
+
+
+def test_no_positions_are_refused(tmp_path: pathlib.Path) -> None:
+    whisper().save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, "max_target_positions": 0}))
+    with pytest.raises(QcError, match="max_target_positions of the configuration is 0"):
+        open_model(tmp_path)
