@@ -42,8 +42,9 @@ class LearnByBlock(Pass):
     The model's repeated blocks (all of it where nothing repeats) are visited in order, with what
     the rounded blocks before them give and with what they give in float. All layers of a block
     learn together, so that errors make up for one another (:mod:`qcompiler.algorithms.autoround`).
-    A layer outside of the blocks is rounded to nearest, and told. Rounded blocks go to the store,
-    where a compile that was killed finds them.
+    A layer outside of the blocks, or in a block with an operator that has no differentiable form
+    (LSTM, If, Loop), is rounded to nearest, and told. Rounded blocks go to the store, where a
+    compile that was killed finds them.
     """
 
     name: ClassVar[str] = "learn-by-block"
@@ -55,9 +56,8 @@ class LearnByBlock(Pass):
         """Add to ``state.weights``; the model is untouched.
 
         Raises:
-            QcError: QC302 an operator has no differentiable form; QC410 there is no data; QC411
-                torch is not installed, the data can be read only once, or a weight is stored as
-                what cannot be learned.
+            QcError: QC410 there is no data; QC411 torch is not installed, the data can be read
+                only once, or a weight is stored as what cannot be learned.
         """
         assert state.plan is not None
         assert state.weights is not None
@@ -85,7 +85,10 @@ class LearnByBlock(Pass):
         if blocks:
             walk_blocks(model, blocks, feeds, learner.visit, mask=state.recipe.calibration.mask)
         inside = {node for group in groups for node in group.nodes}
-        outside = _nearest([n for n in layers if n not in inside], state, learner)
+        outside = learner.nearest(
+            [node for node in layers if node not in inside],
+            "stands outside of the repeated blocks",
+        )
         aside = WeightStore()
         for site, tensor in outside.items():
             aside.put(site, "", tensor)
@@ -150,23 +153,6 @@ def _others(blocks: list[Block], layers: list[ir.Node], state: State) -> str:
     return f"{said} {state.recipe.model_dump_json(include=tables)}"
 
 
-def _nearest(nodes: list[ir.Node], state: State, learner: _Learner) -> dict[Site, QTensor]:
-    """Layers outside of the blocks."""
-    assert state.plan is not None
-    found = {}
-    for node in nodes:
-        spec = weight_spec(node, state.plan)
-        array = np.asarray(constant(node.inputs[1]), np.float32)
-        options = RtnOptions(**state.recipe.rtn.model_dump())
-        found[node.name or "", 1] = rtn(array, spec, options, where=node.name or "")
-        learner.say(
-            Code.ROUNDING_KEPT,
-            node.name or "",
-            "stands outside of the repeated blocks: rounded to nearest",
-        )
-    return found
-
-
 class _Learner:
     """What is done at each block."""
 
@@ -200,7 +186,16 @@ class _Learner:
         plan, weights = self.state.plan, self.state.weights
         assert plan is not None
         assert weights is not None
-        lifted = lift(block.nodes, inputs=block.inputs, outputs=block.outputs)
+        try:
+            lifted = lift(block.nodes, inputs=block.inputs, outputs=block.outputs)
+        except QcError as error:
+            if error.code is not Code.NOT_LIFTABLE:
+                raise
+            nodes = [node for node in block.nodes if (node.name or "", 1) in mine]
+            said = f"{error.diagnostic.where} of its block cannot be learned through"
+            for site, tensor in self.nearest(nodes, f"{said} ({error.diagnostic.message})").items():
+                self.store.put(site, self.keys[site], tensor)
+            return
         by_value: dict[ir.Value, list[ir.Node]] = {}
         specs = {}
         for node in block.nodes:
@@ -239,6 +234,18 @@ class _Learner:
             f"error of the block {share:.2f} of rounding to nearest, {result.steps} steps",
             {"before": result.loss_before, "after": result.loss_after, "steps": result.steps},
         )
+
+    def nearest(self, nodes: list[ir.Node], why: str) -> dict[Site, QTensor]:
+        """Layers that cannot learn, each by itself."""
+        assert self.state.plan is not None
+        options = RtnOptions(**self.state.recipe.rtn.model_dump())
+        found = {}
+        for node in nodes:
+            name, spec = node.name or "", weight_spec(node, self.state.plan)
+            array = np.asarray(constant(node.inputs[1]), np.float32)
+            found[name, 1] = rtn(array, spec, options, where=name)
+            self.say(Code.ROUNDING_KEPT, name, f"rounded to nearest: {why}")
+        return found
 
     def _progress(self, name: str) -> Callable[[int, float], None] | None:
         tell = self.state.progress

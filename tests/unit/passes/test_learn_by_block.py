@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
@@ -107,3 +108,28 @@ def test_what_cannot_be_learned_is_refused(weights):
         qcompile(tiny.transformer(layers=2), "cpu-vnni", recipe, FEEDS)
     assert caught.value.code is Code.USAGE
     assert caught.value.diagnostic.hint
+
+
+def test_a_block_that_cannot_be_learned_through_is_rounded_to_nearest_and_told():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N,32] x, bool c, float[32,16] w) => (float[N,16] y) {
+            [fc] h = MatMul(x, w)
+            y = If (c) <
+                then_branch = t () => (float[N,16] a) { a = Relu(h) },
+                else_branch = e () => (float[N,16] b) { b = Neg(h) }
+            >
+        }"""
+    )
+    array = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+    weight = model.graph.inputs.pop()
+    weight.const_value = ir.tensor(array, name="w")
+    model.graph.register_initializer(weight)
+    feed = {"x": np.ones((4, 32), np.float32), "c": np.array(True)}
+    recipe = {"base": "weight-int4", "weights": {**WEIGHTS, "algorithm": "autoround", "bits": 4}}
+    artifact = qcompile(model, "cpu-vnni", recipe, [feed] * 4)
+    assert artifact.plan.nodes["fc"].algorithm == "autoround"
+    (told,) = (d for d in artifact.report.diagnostics if d.code is Code.ROUNDING_KEPT)
+    assert told.where == "fc"
+    assert "If" in told.message
+    assert artifact.run(feed)["y"].shape == (4, 16)
