@@ -148,6 +148,7 @@ class Code(enum.Enum):
     TARGET_FILE = "QC409", ERROR, "A target file cannot be read as a target."
     NEEDS_CALIBRATION = "QC410", ERROR, "The recipe needs calibration data."
     USAGE = "QC411", ERROR, "An argument is not usable."
+    KEY_UNUSED = "QC412", WARNING, "A key of the recipe has no effect on this model."
 
     # QC5xx: lowering
     NO_LOWERING = "QC501", ERROR, "A planned kernel could not be lowered to its form."

@@ -20,6 +20,7 @@ from qcompiler.arguments import (
     resolve_part_feeds,
     resolve_passes,
     resolve_plan,
+    unused_keys,
 )
 from qcompiler.artifact import Artifact, check_place, model_bytes
 from qcompiler.clock import Clock, Progress
@@ -160,7 +161,8 @@ def qcompile(
             compiled, timings = _lower(reference, state, passes, clock, check, folder)
             if is_wanted(recipe):
                 state.diagnostics.append(_not_searched(opened.source))
-        state.diagnostics.extend((*opened.diagnostics, *tuned.diagnostics))
+        unused = unused_keys(recipe, opened)
+        state.diagnostics.extend((*opened.diagnostics, *unused, *tuned.diagnostics))
         checked = Checked()
         if recipe.verify.enabled:
             if not samples and state.sample is not None:

@@ -106,7 +106,8 @@ class Recipe(Strict):
         kv_cache: Store keys and values of earlier tokens in 8 bits, with a calibrated scale for
             each channel of each head or for all keys, and all values, of a layer; None is float.
         encoder: Recipe of an encoder-decoder's encoder, by name or as a table; None is this one
-            without what speaks of the decoder: rules, ``last_logits``, ``prefill``, ``kv_cache``.
+            without what speaks of the decoder: rules, ``text``, ``last_logits``, ``prefill``,
+            ``kv_cache``.
     """
 
     name: str = "custom"
@@ -173,7 +174,13 @@ class Recipe(Strict):
         if self.encoder is not None:
             return self.encoder
         return self.model_copy(
-            update={"rules": (), "last_logits": False, "prefill": None, "kv_cache": None}
+            update={
+                "rules": (),
+                "text": TextOptions(),
+                "last_logits": False,
+                "prefill": None,
+                "kv_cache": None,
+            }
         )
 
     @classmethod

@@ -131,6 +131,7 @@ REMEDIES: Mapping[Code, str] = {
     Code.NEEDS_CALIBRATION: "Give `calibration=`, or use `dynamic-int8`.",
     Code.USAGE: "The message says what was found and what is wanted.",
     # lowering
+    Code.KEY_UNUSED: "Leave the key out for this model, or give the model that it is meant for.",
     Code.NO_LOWERING: "Keep the node in float by a rule. " + _REPORT,
     Code.OPSET_KEPT: "Export with a newer opset to get the kernels that need it.",
     Code.OPSET_RAISED: "Nothing: the operators mean the same.",
