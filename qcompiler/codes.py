@@ -135,6 +135,8 @@ class Code(enum.Enum):
         "Biases were not absorbed by the next layer: it pads, or no channel is always on.")
     BIAS_ABSORBED = ("QC329", INFO,
         "Channels that are always on were lowered, and the next layer's bias makes up for it.")
+    BIAS_ESTIMATED = ("QC330", INFO,
+        "A layer's mean error was not measured: its bias is corrected by the means of its input.")
 
     # QC4xx: recipe and usage
     UNKNOWN_TARGET = "QC401", ERROR, "No target has this name."

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from qcompiler.lift import FakeQuantize, array_to_torch, lift
+from qcompiler.lift import FakeQuantize, array_to_torch, block_outputs, lift, liftable
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
 from qcompiler.schemes import QSpec
@@ -66,10 +66,14 @@ class Layer:
 
 
 class SideBySide:
-    """One walk over the main graph.
+    """One walk over the main graph, up to operators that have no lifted form.
 
     The quantized copy reads each activation of ``activations`` rounded and each weight of
     ``weights`` as its integers say. All else is float in both.
+
+    Attributes:
+        lifted: What is walked.
+        left: Nodes that are not, and what stands in the way: a refusal (QC302).
     """
 
     def __init__(
@@ -79,12 +83,11 @@ class SideBySide:
         weights: Mapping[tuple[str, int], QTensor],
         activations: Mapping[str, Activation],
     ) -> None:
-        """Lift the graph.
-
-        Raises:
-            QcError: QC302, an operator has no lifted form.
-        """
-        self.lifted = lift(graph)
+        """Lift the graph."""
+        nodes, self.left = liftable(graph)
+        ends = [value for value in graph.outputs if value.producer() in (None, *nodes)]
+        seen = [value for value in block_outputs(nodes) if value not in ends] if self.left else []
+        self.lifted = lift(nodes, inputs=list(graph.inputs), outputs=[*ends, *seen])
         self.weights = dict(weights)
         self._nodes = {call: node for node, call in self.lifted.calls.items()}
         self._count = len(feeds)

@@ -19,7 +19,7 @@ from qcompiler.lift.lifted import Lifted
 from qcompiler.lift.operands import numpy_to_torch
 from qcompiler.lift.operators import Signature, find, signature_of
 
-__all__ = ["block_inputs", "block_outputs", "lift"]
+__all__ = ["block_inputs", "block_outputs", "lift", "liftable"]
 
 _INLINE = 64  # constant elements that may stand as a list in the graph's code
 
@@ -61,6 +61,30 @@ def lift(
         if node in needed and node.op_type != "Constant":
             builder.add(node)
     return builder.finish(outputs)
+
+
+def liftable(graph: ir.Graph) -> tuple[list[ir.Node], dict[ir.Node, QcError]]:
+    """The nodes of a graph that :func:`lift` takes, and why it does not take the others.
+
+    Returns:
+        The nodes that neither are refused nor stand behind one that is, in graph order; and of all
+        others, the refusal (QC302) of themselves or of a node that they stand behind.
+    """
+    taken: list[ir.Node] = []
+    left: dict[ir.Node, QcError] = {}
+    for node in graph:
+        producers = (value.producer() for value in node.inputs if value is not None)
+        refusal = next((left[item] for item in producers if item in left), None)
+        try:
+            if refusal is None and node.op_type != "Constant":
+                _Builder([value for value in node.inputs if value is not None], set()).add(node)
+        except QcError as error:
+            refusal = error
+        if refusal is None:
+            taken.append(node)
+        else:
+            left[node] = refusal
+    return taken, left
 
 
 def block_inputs(nodes: Sequence[ir.Node]) -> tuple[ir.Value, ...]:

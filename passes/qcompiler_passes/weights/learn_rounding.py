@@ -17,7 +17,7 @@ from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler_passes.apply.correct_biases import mean_shift
 from qcompiler_passes.planned import fused_behind
-from qcompiler_passes.weights.walking import walk_of
+from qcompiler_passes.weights.walking import unwalked, walk_of
 
 if TYPE_CHECKING:
     from qcompiler.algorithms.side_by_side import Layer
@@ -38,7 +38,8 @@ class LearnRounding(Pass):
     the graph each layer learns, from what it gets in the *quantized* model, to give what it gives
     in the float model behind its activation function (:mod:`qcompiler.algorithms.adaround`). Layers
     behind it see its result, with its bias as ``correct-biases`` will make it. A layer that is no
-    better on samples held out keeps the integers that it had. Scales, types and structure stay.
+    better on samples held out keeps the integers that it had, and so does one behind an operator
+    that has no differentiable form (LSTM, If, Loop). Scales, types and structure stay.
 
     Runs where the recipe says ``weights.rounding = "adaround"``.
 
@@ -59,14 +60,15 @@ class LearnRounding(Pass):
         """Replace tensors of ``state.weights`` and fill ``state.bias_shifts``.
 
         Raises:
-            QcError: QC302 an operator has no differentiable form; QC411 torch is not installed, or
-                the data can be read only once.
+            QcError: QC411, torch is not installed, or the data can be read only once.
         """
         if state.recipe.weights.rounding != "adaround" or not state.weights:
             return PassResult(modified=False)
         walk, count = walk_of(model.graph, state, "weights.rounding", "'adaround'")
         learner = _Learner(self, state, len(_layers(model.graph, state)))
         walk.run(learner.visit)
+        layers = _layers(model.graph, state)
+        learner.said.extend(unwalked(walk, layers, Code.ROUNDING_KEPT))
         state.weights = {**state.weights, **walk.weights}
         state.bias_shifts = learner.shifts
         if count < _FEW:

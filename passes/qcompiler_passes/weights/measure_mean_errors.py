@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.diagnostics import Code
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
-from qcompiler_passes.weights.walking import walk_of
+from qcompiler_passes.weights.walking import unwalked, walk_of
 
 if TYPE_CHECKING:
     from qcompiler.algorithms.side_by_side import Layer
@@ -52,4 +53,7 @@ class MeasureMeanErrors(Pass):
 
         walk.run(visit)
         state.bias_shifts = shifts
-        return PassResult(modified=False)
+        layers = [node for node in model.graph if node.op_type == "Conv"]
+        planned = [node for node in layers if (node.name or "", 1) in state.weights]
+        said = tuple(unwalked(walk, planned, Code.BIAS_ESTIMATED))
+        return PassResult(modified=False, diagnostics=said)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.diagnostics import Code, QcError
+from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.pipeline.contract import State
 from qcompiler.schemes import QSpec
 from qcompiler_passes.planned import stored_parameters, value_spec
@@ -16,7 +17,7 @@ from qcompiler_passes.planned import stored_parameters, value_spec
 if TYPE_CHECKING:
     from qcompiler.algorithms.side_by_side import SideBySide
 
-__all__ = ["static_activations", "walk_of"]
+__all__ = ["static_activations", "unwalked", "walk_of"]
 
 _SAMPLES = 64  # of the calibration data; their values are held in memory layer by layer
 
@@ -33,8 +34,8 @@ def walk_of(graph: ir.Graph, state: State, key: str, what: str) -> tuple[SideByS
         what: Its value, for messages.
 
     Raises:
-        QcError: QC302 an operator has no differentiable form; QC410 there is no data; QC411 torch
-            is not installed, or the data can be read only once.
+        QcError: QC410 there is no data; QC411 torch is not installed, or the data can be read only
+            once.
     """
     try:
         from qcompiler.algorithms.side_by_side import SideBySide, first_samples, samples_of
@@ -60,6 +61,14 @@ def walk_of(graph: ir.Graph, state: State, key: str, what: str) -> tuple[SideByS
     assert state.weights is not None
     walk = SideBySide(graph, feeds, state.weights, static_activations(state))
     return walk, samples_of(feeds)
+
+
+def unwalked(walk: SideBySide, layers: Iterable[ir.Node], code: Code) -> Iterator[Diagnostic]:
+    """Tell of the layers that a walk does not come to."""
+    for node in layers:
+        if node in walk.left:
+            why = walk.left[node].diagnostic
+            yield Diagnostic(code, node.name or "", f"stands behind {why.where}: {why.message}")
 
 
 def static_activations(state: State) -> dict[str, Stored]:

@@ -69,3 +69,42 @@ def test_other_floats_are_walked_and_what_is_not_learned_is_told(
     kept = [d for d in artifact.report.diagnostics if d.code is Code.ROUNDING_KEPT]
     assert len(kept) == (layers if step == "adaround" else 0)
     assert all("float32" in item.message for item in kept)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "code"),
+    [
+        ({"weights": {"rounding": "adaround"}}, Code.ROUNDING_KEPT),
+        ({"correct_biases": "empirical"}, Code.BIAS_ESTIMATED),
+    ],
+)
+def test_what_stands_behind_a_branch_is_told_and_the_rest_is_learned(
+    recipe: dict[str, object], code: Code
+) -> None:
+    random = np.random.default_rng(0)
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N,4,8,8] x, bool c, float[8,4,3,3] w, float[8,8,3,3] v) => (float[N,8,4,4] y) {
+            [before] h = Conv(x, w)
+            a = If (c) <
+                then_branch = t () => (float[N,8,6,6] p) { p = Relu(h) },
+                else_branch = e () => (float[N,8,6,6] q) { q = Neg(h) }
+            >
+            [behind] y = Conv(a, v)
+        }"""
+    )
+    for value, channels in zip(list(model.graph.inputs)[2:], (4, 8), strict=True):
+        array = random.normal(size=(8, channels, 3, 3)).astype(np.float32) / 6
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    feeds = [
+        {"x": random.normal(size=(4, 4, 8, 8)).astype(np.float32), "c": np.array(True)}
+        for _ in range(3)
+    ]
+    asked = {"base": "static-int8", "force": True, "verify": {"guard": False}, **recipe}
+    artifact = qcompile(model, "cpu-vnni", asked, feeds)
+    told = {d.where: d.message for d in artifact.report.diagnostics if d.code is code}
+    assert "If" in told["behind"]
+    assert "If" not in told.get("before", "")
+    assert artifact.plan.nodes["behind"].kernel == artifact.plan.nodes["before"].kernel
