@@ -376,6 +376,15 @@ def test_a_small_table_and_an_unwanted_one_stay_float() -> None:
     assert kernels(planned(model, asked).plan) == {"look": "gather-weight"}
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_rule_on_bits_stores_a_small_table_in_them(bits: int) -> None:
+    small = graph("[look] y = Gather(T, x)", "int64[2,8] x, float[50,16] T")
+    asked = {**WEIGHT4, "rules": [{"match": "look", "bits": bits}]}
+    plan = planned(small, asked).plan
+    assert kernels(plan) == {"look": "gather-weight-blocks"}
+    assert f"u{bits}g16" in str(plan.nodes["look"].inputs[0])
+
+
 def test_a_table_that_something_else_reads_stays_float() -> None:
     body = "[look] e = Gather(T, x)  [turn] t = Transpose(T)  [head] y = MatMul(e, t)"
     plan = planned(graph(body, TABLE, "float y")).plan

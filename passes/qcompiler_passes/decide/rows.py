@@ -305,7 +305,7 @@ class Rows:
         """Of tables in blocks and tables by row, the one that is not wanted."""
         if row.op != "Gather":
             return None
-        asked = wish.tied or (wish.rule is not None and wish.rule.bits is not None)
+        asked = wish.tied or wish.says_bits
         if row.inputs[0] is not None and row.inputs[0].granularity is Granularity.BLOCK:
             if asked or wish.kernel:
                 return None
@@ -317,7 +317,7 @@ class Rows:
 
     def _bad_table(self, value: ir.Value, shape: tuple[int, ...], wish: Wish) -> Refusal | None:
         size = math.prod(shape) * 4
-        if size < _LARGE_TABLE and not (wish.is_demand or wish.tied):
+        if size < _LARGE_TABLE and not (wish.is_demand or wish.says_bits or wish.tied):
             return Refusal(
                 Code.DOES_NOT_PAY,
                 f"the table has {size} bytes in float, int8 tables are made from {_LARGE_TABLE} on",

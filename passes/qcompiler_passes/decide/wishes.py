@@ -63,6 +63,11 @@ class Wish:
         """Whether a rule asks for low precision, and not merely lets the recipe choose."""
         return self.rule is not None and (bool(self.kernel) or self.rule.scheme not in _PASSIVE)
 
+    @property
+    def says_bits(self) -> bool:
+        """Whether a rule says in how many bits the weight is stored."""
+        return self.rule is not None and self.rule.bits is not None
+
 
 _OF_WEIGHTS = ("rtn", "k-quant", "hqq")  # algorithms that find float zero points
 _PASSIVE = ("auto", "float")
