@@ -51,7 +51,7 @@ class Code(enum.Enum):
     FLOAT_NEIGHBOURS = ("QC115", INFO,
         "Alone it would pay, but not with the conversions its neighbours would need.")
     SHAPE_COMPUTATION = "QC116", INFO, "The node computes shapes or indices, not data."
-    SHARED_WEIGHT = "QC117", INFO, "The weight is shared with a node that needs another form of it."
+    SHARED_WEIGHT = "QC117", INFO, "A node that shares the weight needs another form, or a copy."
     DATA_MOVEMENT = "QC118", INFO, "The operator only moves data and its neighbours stay in float."
     MEASURED_SLOWER = ("QC119", WARNING,
         "The quantized model was measured to be slower than float, so float was kept.")

@@ -136,6 +136,10 @@ def test_each_reader_of_a_weight_in_few_bits_runs_on_its_kernel(
     artifact = compiled(model, chosen, "qdq", 3)
     kernels = artifact.report.kernels
     assert kernels["planned"] == kernels["seen"] == 2, kernels["operators"]
+    [told] = [d for d in artifact.report.diagnostics if d.code is Code.SHARED_WEIGHT]
+    shared = compiled(model, chosen, "ort", 3)
+    held, less = (x.report.sizes["artifact_bytes"] for x in (artifact, shared))
+    assert held - less == pytest.approx(told.values["bytes"], rel=0.2)
     artifact.save(tmp_path / "out")
     one, other = artifact.run(feed(3)), Artifact.load(tmp_path / "out").run(feed(3))
     np.testing.assert_array_equal(one["y"], other["y"])

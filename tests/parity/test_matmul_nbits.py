@@ -229,3 +229,19 @@ def test_weights_with_a_ragged_last_block_are_lowered_again(k: int, recipe: str,
     assert again.plan.count() == {"quantized": 1, "fused": 1}  # the DequantizeLinear
     x = {"x": np.random.default_rng(0).normal(size=(k, k)).astype(np.float32)}
     assert np.array_equal(again.run(x)["y"], first.run(x)["y"])
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_products_of_one_weight_read_one_set_of_numbers(bits: int) -> None:
+    w = weight(64, 64)
+    model = open_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[4,64] x) => (float[4,64] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w) }""",
+        {"w": w},
+    )
+    recipe = {"base": "weight-int4", "force": True, "weights": {"bits": bits, "group_size": 32}}
+    artifact = qcompile(model, "cpu-vnni", recipe)
+    products = [node for node in artifact.model.graph if node.op_type == "MatMulNBits"]
+    assert len(products) == 2
+    assert products[0].inputs[1:] == products[1].inputs[1:]
+    assert artifact.report.fidelity[0]["cosine"] > 0.9

@@ -84,13 +84,13 @@ class FinishQdq(Pass):
         """Edit the graph and choose the session options."""
         if state.form is not Form.QDQ:
             return PassResult(modified=False)
-        diagnostics = tuple(_check_opset(model))
+        diagnostics = list(_check_opset(model))
         changed = shield_bodies(model.graph)
         options = _type_options(model)
         if options:
             state.session = SessionSettings(level="all", entries=options)
         if state.target.runtime != "onnxruntime":
-            return PassResult(modified=changed, diagnostics=diagnostics)
+            return PassResult(modified=changed, diagnostics=tuple(diagnostics))
         kernels = {node.name: node.metadata_props.get(KERNEL, "") for node in model.graph}
         no_gemm = any(
             kernels[node.name] in _NO_GEMM
@@ -107,23 +107,26 @@ class FinishQdq(Pass):
                 continue
             site, last = Site.of(node), node
             if kernels[node.name] == "matmul-weight":
-                changed |= _own_constants(site.operand(1))
+                copied = _own_constants(site.operand(1))
+                if copied:
+                    changed = True
+                    diagnostics.append(_told_copy(node, copied))
             if not no_gemm:
                 changed |= _round_bias(site, writer)
                 last = (node, *site.absorbed)[-1]
             changed |= _spell_out(last.outputs[0], site.operand(1).scale.dtype)
         if changed:
             remove_dead(model)
-        return PassResult(modified=changed, diagnostics=diagnostics)
+        return PassResult(modified=changed, diagnostics=tuple(diagnostics))
 
 
-def _own_constants(weight: Operand) -> bool:
-    """Copy the integers and scales that other nodes read as well.
+def _own_constants(weight: Operand) -> int:
+    """Copy the integers and scales that other nodes read as well; the bytes that takes.
 
     onnxruntime 1.31.1 makes a MatMulNBits of constants that nobody else reads; zero points may be
     shared. A copy takes an eighth of the float weight, in 4 bits.
     """
-    reader, changed = weight.dequantize, False
+    reader, copied = weight.dequantize, 0
     for index in (0, 1):
         value = reader.inputs[index]
         tensor = value.const_value if value is not None else None
@@ -135,8 +138,19 @@ def _own_constants(weight: Operand) -> bool:
         own = add_initializer(reader.graph, f"{value.name}/copy", copy)
         copy.name = own.name
         reader.replace_input_with(index, own)
-        changed = True
-    return changed
+        copied += tensor.nbytes
+    return copied
+
+
+def _told_copy(node: ir.Node, copied: int) -> Diagnostic:
+    return Diagnostic(
+        Code.SHARED_WEIGHT,
+        node.name or "",
+        f"its weight has other readers and was copied for it, {copied} bytes: onnxruntime makes no "
+        "product of few bits of constants that are shared",
+        "form 'ort' needs no copy",
+        {"bytes": copied},
+    )
 
 
 def _has_float_sum(node: ir.Node) -> bool:

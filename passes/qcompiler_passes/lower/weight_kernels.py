@@ -39,6 +39,8 @@ from qcompiler_passes.lower.qdq_sites import Operand, Site, refuse
 
 __all__ = ["dequantized_weight", "float_zero_product", "nbits_inputs"]
 
+_MADE = "qcompiler.nbits"  # Graph.meta: what was made of each weight
+
 Make = Callable[[], npt.NDArray[Any]]
 
 
@@ -46,6 +48,8 @@ def nbits_inputs(
     site: Site, tape: Tape
 ) -> tuple[NBitsLayout, tuple[ir.Value, ir.Value, ir.Value | None]]:
     """Data, scales and zero points of ``MatMulNBits`` for the weight of a site.
+
+    Sites that read one weight read one set of them: ALBERT's layers have all weights in common.
 
     Raises:
         QcError: QC501, the kernel has no form for the spec.
@@ -55,8 +59,13 @@ def nbits_inputs(
     layout = nbits_layout(spec, k)
     if isinstance(layout, str):
         raise refuse(site.node, layout, site.kernel)
-    data = _data(tape, w, spec, layout)
-    return layout, (data, _scale(tape, w, spec, layout, k, n), _zero(tape, w, spec, layout, k, n))
+    made = tape.graph.meta.setdefault(_MADE, {})
+    key = (w.q, w.scale, w.zero_point, spec)
+    if key not in made:
+        data = _data(tape, w, spec, layout)
+        scale, zero = _scale(tape, w, spec, layout, k, n), _zero(tape, w, spec, layout, k, n)
+        made[key] = data, scale, zero
+    return layout, made[key]
 
 
 def _data(tape: Tape, w: Operand, spec: QSpec, layout: NBitsLayout) -> ir.Value:
