@@ -189,9 +189,10 @@ def _nearness(item: Mapping[str, Any]) -> str:
         return "nothing to compare: float's numbers are not finite"
     if unlike := item.get("unlike"):
         return str(unlike)
-    sqnr = f"SQNR {item['sqnr_db']:.1f} dB" if item["sqnr_db"] is not None else "exact"
-    if item["sqnr_db"] is None and item["max_abs"]:
-        sqnr = "float gives zeros"
+    if item["sqnr_db"] is not None:
+        sqnr = f"SQNR {item['sqnr_db']:.1f} dB"
+    else:
+        sqnr = "float gives zeros" if item["max_abs"] else "exact"
     return f"cosine {item['cosine']:.5f}, {sqnr}, max error {item['max_abs']:.3g}"
 
 

@@ -23,6 +23,13 @@ def compiled(name: str, target: str | Target, recipe: Any, **options: Any) -> Ar
     return qcompile(tiny.build(name), target, recipe, tiny.feeds(name, 8), **options)
 
 
+def assert_same_outputs(name: str, one: Artifact, other: Artifact, atol: float) -> None:
+    feed = tiny.feeds(name, 1, seed=5)[0]
+    wanted, found = one.run(feed), other.run(feed)
+    for key in wanted:
+        np.testing.assert_allclose(found[key], wanted[key], atol=atol)
+
+
 def kernels(artifact: Artifact) -> set[str]:
     return {item.kernel for item in artifact.plan if item.verdict is Verdict.QUANTIZED}
 
@@ -131,10 +138,7 @@ def test_what_another_target_decided_is_forgotten_when_its_artifact_comes_in() -
     again = qcompile(first.model, "cpu-vnni", form="ort")  # which multiplies no 16-bit integers
     assert not kernels(again)
     assert all(item.reason or item.verdict is not Verdict.FLOAT for item in again.plan)
-    feed = tiny.feeds("convnet", 1)[0]
-    wanted, found = first.run(feed), again.run(feed)
-    for name in wanted:
-        np.testing.assert_allclose(found[name], wanted[name], atol=1e-3)
+    assert_same_outputs("convnet", first, again, atol=1e-3)
 
 
 @pytest.mark.parametrize("one", ["cpu-vnni", "cpu-arm64"])
@@ -144,20 +148,14 @@ def test_integers_of_the_other_sign_come_in(one: str, other: str) -> None:
     first = compiled("convnet", one, recipe)  # whose image gets a fourth channel
     again = qcompile(first.model, other)
     assert kernels(again) == kernels(first)
-    feed = tiny.feeds("convnet", 1, seed=5)[0]
-    wanted, found = first.run(feed), again.run(feed)
-    for name in wanted:
-        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+    assert_same_outputs("convnet", first, again, atol=1e-5)
 
 
 def test_8_bit_floats_come_in_again() -> None:
     first = compiled("mlp", "generic-qdq", "static-fp8")
     again = qcompile(first.model, "generic-qdq")
     assert kernels(again) == kernels(first)
-    feed = tiny.feeds("mlp", 1, seed=5)[0]
-    wanted, found = first.run(feed), again.run(feed)
-    for name in wanted:
-        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+    assert_same_outputs("mlp", first, again, atol=1e-5)
 
 
 def test_fixed_ranges_may_depend_on_the_type() -> None:
