@@ -11,81 +11,22 @@ import onnx_ir as ir
 
 from qcompiler.analysis.dims import Dim, Dims
 from qcompiler.ir.edit import Tape
-from qcompiler.patterns.match import Call, Match, Operators, Term, Var, maybe, one_of
+from qcompiler.patterns.match import Match, Operators, Term, Var, maybe
 from qcompiler.patterns.rule import Rule, apply_rules
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler_passes.float.attention_mask import Mask, MaskWriter
+from qcompiler_passes.float.attention_mask import MaskWriter
+from qcompiler_passes.float.attention_pattern import (
+    TO_HEADS,
+    attention,
+    heads_first,
+    mask_of,
+    scale_of,
+)
 
 __all__ = ["FuseAttention"]
 
 _SINCE = 23  # opset of ai.onnx Attention
-_TO_HEADS = [0, 2, 1, 3]  # [batch, length, heads, size] <-> [batch, heads, length, size]
 _TYPES = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-
-def _is_last(attr: ir.Attr | None) -> bool:
-    return attr is None or attr.as_int() in (-1, 3)
-
-
-def _scaled(op: Operators, x: Term, name: str) -> Term:
-    """``x`` times or over a number, or as it is."""
-    return one_of(
-        op.Mul(x, Var(f"{name}.times")).may_be_shared(),
-        op.Div(x, Var(f"{name}.over")).may_be_shared(),
-        x,
-    )
-
-
-def _split(op: Operators, name: str) -> Call:
-    """``[batch, length, heads * size]`` split into ``[batch, length, heads, size]``."""
-    split = op.Reshape(Var(name), Var(f"{name}.split_shape"))
-    return split.named(f"{name}.split").may_be_shared()
-
-
-def _heads(op: Operators, name: str) -> Call:
-    """The same, heads in front of length."""
-    return op.Transpose(_split(op, name), perm=_TO_HEADS).may_be_shared()
-
-
-def _repeated(op: Operators, x: Term, name: str) -> Term:
-    """Each head of ``x`` several times in a row (grouped queries), or ``x`` as it is."""
-    wide = op.Unsqueeze(x, Var(f"{name}.repeat_axis")).named(f"{name}.one").may_be_shared()
-    many = op.Expand(wide, Var(f"{name}.repeat_shape")).named(f"{name}.many").may_be_shared()
-    flat = op.Reshape(many, Var(f"{name}.repeat_flat")).named(f"{name}.repeat").may_be_shared()
-    return one_of(flat, x)
-
-
-def _turned(op: Operators, k: Term, unturned: Term) -> Term:
-    """``k`` [batch, heads, length, size] with its last axes exchanged.
-
-    Either by one Transpose; or by Reshape, Transpose and Reshape over three axes, as torch's
-    exporter does; or by one Transpose from ``unturned`` [batch, length, heads, size].
-    """
-    three = op.Reshape(k, Var("k.three_shape")).named("k.three").may_be_shared()
-    swapped = op.Transpose(three, perm=[0, 2, 1]).may_be_shared()
-    return one_of(
-        op.Reshape(swapped, Var("k.four_shape")).named("k.four").may_be_shared(),
-        op.Transpose(k, perm=[0, 1, 3, 2]).may_be_shared(),
-        op.Transpose(unturned, perm=[0, 2, 3, 1]).named("k.turned").may_be_shared(),
-    )
-
-
-def _attended(op: Operators, q: Term, turned_k: Term, v: Term) -> Call:
-    """``softmax(scale * q @ k^T + mask) @ v`` with everything that may stand in between."""
-    scores = _scaled(op, op.MatMul(_scaled(op, q, "q"), turned_k).named("scores"), "scores")
-    filled = one_of(
-        op.Where(Var("keep"), scores, Var("fill")),
-        op.Where(Var("drop"), Var("fill"), scores),
-        scores,
-    )
-    masked = one_of(
-        op.Add(op.Add(filled, Var("mask")), Var("mask.second")),  # position bias and padding
-        op.Add(filled, Var("mask")),
-        filled,
-    )
-    weights = op.Softmax(masked, axis=_is_last)
-    guarded = op.Where(op.IsNaN(weights), 0.0, weights)
-    return op.MatMul(one_of(guarded, weights), v)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,10 +62,10 @@ class _Fusing(Rule):
             return found
         if found.q.dtype not in _TYPES:
             return f"%{found.q.name} is {found.q.dtype}, wanted float32 or float16"
-        scale = _scale(m)
+        scale = scale_of(m)
         if scale is None or scale <= 0 or not math.isfinite(scale):
             return "the scale is not a positive constant number"
-        mask = _mask(m)
+        mask = mask_of(m)
         if isinstance(mask, str):
             return mask
         return self._why_not_shapes(m, found) or (
@@ -176,7 +117,7 @@ class _Fusing(Rule):
 
     def attend(self, m: Match, tape: Tape, found: _Operands, heads: bool) -> ir.Value:
         """Write the operator; ``heads``: say how many there are (inputs of rank 3)."""
-        mask = _mask(m)
+        mask = mask_of(m)
         assert not isinstance(mask, str), "where() has looked"
         inputs = [found.q, found.k, found.v]
         if mask is not None:
@@ -186,7 +127,7 @@ class _Fusing(Rule):
         result: ir.Value = tape.op(
             "Attention",
             *inputs,
-            scale=_scale(m),
+            scale=scale_of(m),
             q_num_heads=found.q_shape[1] if heads else None,
             kv_num_heads=found.k_shape[1] if heads else None,
         )
@@ -200,12 +141,8 @@ class FlatAttention(_Fusing):
 
     def pattern(self, op: Operators) -> Term:
         """Inputs and output of rank 3."""
-        k = _repeated(op, _heads(op, "k"), "k")
-        turned = _scaled(op, _turned(op, _scaled(op, k, "k"), _split(op, "k")), "turned")
-        v = _repeated(op, _heads(op, "v"), "v")
-        attended = _attended(op, _heads(op, "q"), turned, v)
-        merged = op.Transpose(attended, perm=_TO_HEADS)
-        return op.Reshape(merged, Var("merged_shape"))
+        attended = attention(op, *(heads_first(op, name) for name in "qkv"))
+        return op.Reshape(op.Transpose(attended, perm=TO_HEADS), Var("merged_shape"))
 
     def operands(self, m: Match) -> _Operands | str:
         """The sources of the splits."""
@@ -220,10 +157,7 @@ class FlatAttention(_Fusing):
                 return f"%{m[f'{name}.repeat'].name} does not provably repeat heads"
             shapes.append(shape)
         q, _, v = shapes
-        out = self.dims.shape(m.root.outputs[0])
-        if not (isinstance(q[1], int) and isinstance(v[3], int)):
-            return "the number of heads is unknown"
-        if out is None or not _reshaped_to(out, (q[0], q[2], q[1] * v[3])):
+        if not _merges(self.dims, m, q, v):
             return f"%{m.root.outputs[0].name} does not provably merge the heads"
         return _Operands(m["q"], m["k"], m["v"], *shapes)
 
@@ -241,9 +175,7 @@ class HeadedAttention(_Fusing):
 
     def pattern(self, op: Operators) -> Term:
         """Inputs and output of rank 4."""
-        k = _repeated(op, Var("k"), "k")
-        turned = _scaled(op, _turned(op, _scaled(op, k, "k"), Var("k.unturned")), "turned")
-        return _attended(op, Var("q"), turned, _repeated(op, Var("v"), "v"))
+        return attention(op, Var("q"), Var("k"), Var("v"), Var("k.unturned"))
 
     def operands(self, m: Match) -> _Operands | str:
         """The values themselves; a key turned in one go is turned half way."""
@@ -265,7 +197,7 @@ class HeadedAttention(_Fusing):
         found = self.operands(m)
         assert isinstance(found, _Operands), "where() has looked"
         if "k" not in m:
-            found = dataclasses.replace(found, k=tape.op("Transpose", found.k, perm=_TO_HEADS))
+            found = dataclasses.replace(found, k=tape.op("Transpose", found.k, perm=TO_HEADS))
         return self.attend(m, tape, found, heads=False)
 
 
@@ -284,7 +216,7 @@ class IdleReshape(Rule):
         """Between a product and the Transpose that merges heads."""
         product = op.MatMul(p, v).named("product").may_be_shared()
         idle = op.Reshape(product, shape).named("idle").may_be_shared()
-        return op.Transpose(idle, perm=_TO_HEADS)
+        return op.Transpose(idle, perm=TO_HEADS)
 
     def where(self, m: Match) -> str | None:
         """The shapes must be the same."""
@@ -295,7 +227,7 @@ class IdleReshape(Rule):
 
     def rewrite(self, m: Match, tape: Tape) -> ir.Value:
         """Without it."""
-        result: ir.Value = tape.op("Transpose", m["product"], perm=_TO_HEADS)
+        result: ir.Value = tape.op("Transpose", m["product"], perm=TO_HEADS)
         return result
 
 
@@ -309,22 +241,16 @@ class FlattenHeads(Rule):
 
     def pattern(self, op: Operators) -> Term:
         """As torch exports it at opset 23."""
-        attended = op.Attention(*(_heads(op, name) for name in "qkv"), maybe(Var("mask"))).named(
-            "attention"
-        )
-        return op.Reshape(op.Transpose(attended, perm=_TO_HEADS), Var("merged_shape"))
+        heads = (heads_first(op, name) for name in "qkv")
+        attended = op.Attention(*heads, maybe(Var("mask"))).named("attention")
+        return op.Reshape(op.Transpose(attended, perm=TO_HEADS), Var("merged_shape"))
 
     def where(self, m: Match) -> str | None:
         """The splits and the merge must be provable."""
-        shapes = [_split_shape(self.dims, m, name) for name in "qkv"]
-        if any(shape is None or not isinstance(shape[1], int) for shape in shapes):
+        q, k, v = (_split_shape(self.dims, m, name) for name in "qkv")
+        if q is None or k is None or v is None:
             return "an input is not provably split from [batch, length, heads * size]"
-        q, _, v = (shape for shape in shapes if shape is not None)
-        assert isinstance(q[1], int), "tested above"
-        if not isinstance(v[3], int):
-            return "the size of a head is unknown"
-        out = self.dims.shape(m.root.outputs[0])
-        if out is None or not _reshaped_to(out, (q[0], q[2], q[1] * v[3])):
+        if not _merges(self.dims, m, q, v):
             return f"%{m.root.outputs[0].name} does not provably merge the heads"
         return None
 
@@ -349,7 +275,10 @@ def _reshaped_to(found: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> bool:
     return len(found) == len(wanted) and sum(a != b for a, b in pairs) <= 1
 
 
-def _split_shape(dims: Dims, m: Match, name: str) -> tuple[Dim, ...] | None:
+_Split = tuple[Dim, int, Dim, int]  # batch, heads, length, size
+
+
+def _split_shape(dims: Dims, m: Match, name: str) -> _Split | None:
     """``(batch, heads, length, size)`` of a split that keeps batch and length, else None."""
     flat, split = dims.shape(m[name]), dims.shape(m[f"{name}.split"])
     if flat is None or split is None or len(flat) != 3 or len(split) != 4:
@@ -362,29 +291,10 @@ def _split_shape(dims: Dims, m: Match, name: str) -> tuple[Dim, ...] | None:
     return (batch, heads, length, size) if kept else None
 
 
-def _scale(m: Match) -> float | None:
-    """The product of all factors between q, k and the scores; None when one is no number."""
-    result = 1.0
-    for name in ("q", "k", "turned", "scores"):
-        for key in (f"{name}.times", f"{name}.over"):
-            if key in m:
-                number = m.scalar(key)
-                if not number:
-                    return None
-                result = result * number if key.endswith("times") else result / number
-    return result
-
-
-def _mask(m: Match) -> Mask | str | None:
-    added = tuple(m[name] for name in ("mask", "mask.second") if name in m)
-    if "keep" not in m and "drop" not in m:
-        return Mask(added) if added else None
-    fill = m.scalar("fill")
-    if fill is None:
-        return "what masked scores become is not a constant number"
-    if "keep" in m:
-        return Mask(added, m["keep"], fill, False)
-    return Mask(added, m["drop"], fill, True)
+def _merges(dims: Dims, m: Match, q: _Split, v: _Split) -> bool:
+    """Whether the root of the match puts the heads side by side again."""
+    out = dims.shape(m.root.outputs[0])
+    return out is not None and _reshaped_to(out, (q[0], q[2], q[1] * v[3]))
 
 
 @dataclasses.dataclass(frozen=True)
