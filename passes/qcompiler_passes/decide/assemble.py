@@ -20,7 +20,7 @@ from qcompiler_passes.decide.reasons import diagnose, why_float
 from qcompiler_passes.decide.rows import Refusal, operand_specs
 from qcompiler_passes.decide.units import Option, Unit
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "decision_of"]
 
 
 def assemble(
@@ -43,7 +43,7 @@ def assemble(
     for node in all_nodes(model):
         if node.graph is not model.graph:
             refusal = Refusal(Code.IN_SUBGRAPH, "it is in the body of an If, Loop or Scan")
-            nodes[str(node.name)] = _decision(node, Verdict.FLOAT, reason=diagnose(node, refusal))
+            nodes[str(node.name)] = decision_of(node, Verdict.FLOAT, reason=diagnose(node, refusal))
     removed = tuple(
         NodeDecision(name, "", Verdict.REMOVED, into=by, origin=(name,))
         for name, by in state.removed.items()
@@ -53,7 +53,8 @@ def assemble(
     )
 
 
-def _decision(node: ir.Node, verdict: Verdict, **fields: object) -> NodeDecision:
+def decision_of(node: ir.Node, verdict: Verdict, **fields: object) -> NodeDecision:
+    """What the plan says of a node; ``fields`` are those of :class:`NodeDecision`."""
     return NodeDecision(
         str(node.name),
         op_name(node),
@@ -87,14 +88,14 @@ class _Writer:
         option = self.solution.chosen.get(unit.name)
         if option is None:
             reason = why_float(unit, self.state.target, self.shapes, self.prices)
-            head = _decision(unit.head, Verdict.FLOAT, reason=reason)
+            head = decision_of(unit.head, Verdict.FLOAT, reason=reason)
             return [head, *(self._left(node, unit, reason) for node in unit.followers)]
         if option.kernel is None:
             return [self._carried(unit, option)]
         decisions = [self._quantized(unit, option)]
         for index, node in enumerate(unit.followers):
             if index < option.absorbed:
-                decisions.append(_decision(node, Verdict.FUSED, into=unit.name))
+                decisions.append(decision_of(node, Verdict.FUSED, into=unit.name))
             else:
                 decisions.append(self._beside(node, unit, option))
         return decisions
@@ -145,7 +146,7 @@ class _Writer:
             gain = unit.float_us - option.us
         weight_only = row.scheme is Scheme.WEIGHT and option.weight is not None
         algorithm = unit.wish.algorithm if weight_only and unit.wish.algorithm != "rtn" else ""
-        return _decision(
+        return decision_of(
             unit.head,
             Verdict.QUANTIZED,
             kernel=row.id,
@@ -196,7 +197,7 @@ class _Writer:
         gain = None
         if self.prices.known and unit.float_us is not None:
             gain = unit.float_us - option.us
-        return _decision(
+        return decision_of(
             unit.head,
             Verdict.CARRIED,
             inputs=tuple(inputs),
@@ -210,7 +211,7 @@ class _Writer:
         refusal = Refusal(
             code, f"it would be absorbed by {unit.name}, which stays in float ({reason.code.id})"
         )
-        return _decision(node, Verdict.FLOAT, reason=diagnose(node, refusal))
+        return decision_of(node, Verdict.FLOAT, reason=diagnose(node, refusal))
 
     def _beside(self, node: ir.Node, unit: Unit, option: Option) -> NodeDecision:
         """A follower that the chosen kernel does not absorb."""
@@ -219,7 +220,7 @@ class _Writer:
             Code.CONDITION,
             f"{option.kernel.id} of {unit.name} gives floats and does not absorb {op_name(node)}",
         )
-        return _decision(node, Verdict.FLOAT, reason=diagnose(node, refusal))
+        return decision_of(node, Verdict.FLOAT, reason=diagnose(node, refusal))
 
 
 def _rounded(us: float | None) -> float | None:

@@ -52,7 +52,7 @@ class AdoptQuantized(Pass):
         modified = adoption.run()
         if modified:
             remove_dead(model)
-        decisions = adoption.decisions()
+        decisions = adoption.verdicts.of(model)
         for name in kept:
             if name not in decisions:
                 hint = nearest(name, decisions)

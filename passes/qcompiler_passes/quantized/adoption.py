@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code
-from qcompiler.ir.edit import Tape, constant
-from qcompiler.ir.provenance import inherit, module_of, origins
-from qcompiler.ir.walk import all_nodes, op_name
+from qcompiler.ir.edit import constant
+from qcompiler.ir.walk import all_nodes
 from qcompiler.pipeline.contract import State, TensorRange
-from qcompiler.plan import Intent, NodeDecision, Own, Verdict
+from qcompiler.plan import Intent, Own, Verdict
 from qcompiler.schemes import Granularity
-from qcompiler.targets.activations import activation_spec, offered_activations
-from qcompiler.targets.conditions import CONDITIONS, Context
-from qcompiler.targets.schema import Carry, Form, Scheme
+from qcompiler.targets.schema import Form, Scheme
 from qcompiler_passes.apply.qdq_writer import QdqWriter
-from qcompiler_passes.decide.reasons import diagnose
-from qcompiler_passes.decide.rows import Refusal, Rows, is_float, telling
+from qcompiler_passes.decide.rows import Refusal, Rows, telling
 from qcompiler_passes.decide.wishes import wishes_of
 from qcompiler_passes.planned import CARRIER, INTO, KERNEL, SPEC
+from qcompiler_passes.quantized.carriers import Carriers
 from qcompiler_passes.quantized.channel_scales import merge_channel_scales
 from qcompiler_passes.quantized.dequantized import float_constant
 from qcompiler_passes.quantized.fitting import Fit, Fitting
 from qcompiler_passes.quantized.signs import Signs
-from qcompiler_passes.quantized.stored import (
-    AdoptedWeights,
-    Stored,
-    dequantize_of,
-    is_dequantize,
-    is_quantize,
-    quantize_behind,
-    same,
-)
+from qcompiler_passes.quantized.stored import AdoptedWeights, Stored, dequantize_of, is_quantize
+from qcompiler_passes.quantized.verdicts import Verdicts
 
 __all__ = ["Adoption"]
-
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)  # what every runtime moves
 
 
 class Adoption:
@@ -49,6 +38,7 @@ class Adoption:
         values: Intent of each stored activation.
         ranges: The range that each of them came with.
         weights: Integers by node and input index.
+        verdicts: What became of each node.
     """
 
     def __init__(
@@ -61,15 +51,12 @@ class Adoption:
         self.state = state
         self.fitting = fitting
         self.writer = QdqWriter(model.graph, state)
-        self.carries = {row.op: row for row in state.target.carries}
-        self.carried = {*_BYTES, *_activation_types(state)}
+        self.carriers = Carriers(state, fitting)
         self.wishes = wishes_of(all_nodes(model), state.recipe, state.removed)
         self.values: dict[str, Intent] = {}
         self.ranges: dict[str, TensorRange] = {}
         self.weights = AdoptedWeights()
-        self._decided: dict[str, NodeDecision] = {}
-        self._refusals: dict[str, Refusal] = {}
-        self._active: set[ir.Node] = set()
+        self.verdicts = Verdicts(state.target, fitting.shapes)
         self._edited = False
 
     def run(self) -> bool:
@@ -82,25 +69,13 @@ class Adoption:
         if any(row.op == "Conv" for row in self.state.target.kernels):
             self._edited |= merge_channel_scales(self.graph)
         for node in list(self.graph):
-            if self.state.form is Form.ORT and self._should_sink(node):
-                self._sink(node)
+            if self.state.form is Form.ORT:
+                self._edited |= self.carriers.sink(node)
             self._carry(node)
         for node in list(self.graph):
-            if str(node.name) not in self._decided:
+            if node not in self.verdicts:
                 self._site(node, signs)
         return self._edited
-
-    def decisions(self) -> dict[str, NodeDecision]:
-        """A decision for every node of the model, in graph order."""
-        nodes = {}
-        for node in self.graph:
-            name = str(node.name)
-            nodes[name] = self._decided.get(name) or self._conversion(node) or self._left(node)
-        for node in all_nodes(self.model):
-            if node.graph is not self.graph:
-                refusal = Refusal(Code.IN_SUBGRAPH, "it is in the body of an If, Loop or Scan")
-                nodes[str(node.name)] = _float(node, refusal)
-        return nodes
 
     def _site(self, node: ir.Node, signs: Signs) -> None:
         if not self.fitting.rows(node) or not any(map(dequantize_of, node.inputs)):
@@ -108,24 +83,24 @@ class Adoption:
         rule = self.wishes[str(node.name)].rule
         if rule is not None and rule.scheme == "float":
             reason = rule.reason or f"a rule keeps {rule.match!r} in float"
-            self._refusals[str(node.name)] = Refusal(Code.KEPT_BY_RULE, reason)
+            self.verdicts.refuse(node, Refusal(Code.KEPT_BY_RULE, reason))
             return
         if node.name in self.kept:
-            self._refusals[str(node.name)] = Refusal(Code.KEPT_BY_RULE, "the given plan keeps it")
+            self.verdicts.refuse(node, Refusal(Code.KEPT_BY_RULE, "the given plan keeps it"))
             return
         self._unfold_bias(node)
         fit = self.fitting.best(node)
         if isinstance(fit, list):
             refusal = telling(fit)
             if refusal is not None:
-                self._refusals[str(node.name)] = refusal
+                self.verdicts.refuse(node, refusal)
             return
         self._stamp(node, fit, signs)
 
     def _stamp(self, node: ir.Node, fit: Fit, signs: Signs) -> None:
         name = str(node.name)
         node.metadata_props[KERNEL] = fit.row.id
-        self._active.add(node)
+        self.verdicts.active.add(node)
         for index, spec in enumerate(fit.inputs):
             dq = dequantize_of(node.inputs[index]) if spec is not None else None
             if spec is None or dq is None or spec.dynamic:
@@ -146,13 +121,13 @@ class Adoption:
             self._round_bias(node, fit)
         for follower in fit.chain:
             follower.metadata_props[INTO] = name
-            self._decided[str(follower.name)] = _decide(follower, Verdict.FUSED, into=name)
+            self.verdicts.decide(follower, Verdict.FUSED, into=name)
         output = None
         if fit.quantize is not None:
             stored = self._own(fit.quantize)
             output = None if stored is None else stored.spec()
-            self._active.add(fit.quantize)
-        self._decided[name] = _decide(
+            self.verdicts.active.add(fit.quantize)
+        self.verdicts.decide(
             node,
             Verdict.QUANTIZED,
             kernel=fit.row.id,
@@ -171,7 +146,7 @@ class Adoption:
         name = str(q.inputs[0].name)
         spec = stored.spec()
         if not spec.is_float8:
-            spec = dataclasses.replace(spec, symmetric=self._is_symmetric(spec))
+            spec = dataclasses.replace(spec, symmetric=self._symmetric)
         self.values.setdefault(name, Own(spec))
         bits = stored.dtype.bitwidth
         low = -(1 << (bits - 1)) if stored.dtype.is_signed() else 0
@@ -183,7 +158,9 @@ class Adoption:
         self.ranges.setdefault(name, TensorRange(np.asarray(lo), np.asarray(hi), "given"))
         return stored
 
-    def _is_symmetric(self, spec: object) -> bool:
+    @functools.cached_property
+    def _symmetric(self) -> bool:
+        """Whether the target's static activations are."""
         rows = [r for r in self.state.target.kernels if r.scheme is Scheme.STATIC]
         first = next((s for r in rows for s in r.inputs if s is not None), None)
         return first is not None and first.symmetric
@@ -214,182 +191,16 @@ class Adoption:
 
     def _carry(self, node: ir.Node) -> None:
         """Stamp a node that moves stored data, where Q behind has the parameters of DQ before."""
-        row = self.carries.get(op_name(node)) if node.name not in self.kept else None
-        dq = dequantize_of(node.inputs[0]) if row is not None and node.inputs else None
-        stored = None if dq is None else Stored.of(dq)
-        if row is None or dq is None or stored is None or not stored.per_tensor:
-            return
-        if stored.dtype not in self.carried:
-            return
-        behind = [quantize_behind(output) for output in node.outputs if output.uses()]
-        if not behind or any(q is None or not same(Stored.of(q), stored) for q in behind):
-            return
-        if self._carry_refusal(node, row) is not None:
+        carried = self.carriers.carried(node) if node.name not in self.kept else None
+        if carried is None:
             return
         node.metadata_props[CARRIER] = "1"
-        self._active.update({node, *(q for q in behind if q is not None)})
-        self._own(dq)
-        spec = stored.spec()
-        self._decided[str(node.name)] = _decide(
+        self.verdicts.active.update({node, *carried.behind})
+        self._own(carried.dequantize)
+        spec = carried.stored.spec()
+        self.verdicts.decide(
             node,
             Verdict.CARRIED,
             inputs=(spec, *(None for _ in node.inputs[1:])),
             outputs=tuple(spec if value.name else None for value in node.outputs),
         )
-
-    def _carry_refusal(self, node: ir.Node, row: Carry) -> str | None:
-        context = Context(self.fitting.shapes, self.state.target, self.state.form)
-        for name in row.conditions:
-            reason = CONDITIONS[name](node, context)
-            if reason is not None:
-                return reason
-        return None
-
-    def _should_sink(self, node: ir.Node) -> bool:
-        """Whether a mover should move the integers, and its DQ stand behind it."""
-        row = self.carries.get(op_name(node))
-        dq = dequantize_of(node.inputs[0]) if row is not None and node.inputs else None
-        stored = None if dq is None else Stored.of(dq)
-        if row is None or dq is None or stored is None or not stored.per_tensor:
-            return False
-        if stored.dtype not in _BYTES:
-            return False
-        if self._carry_refusal(node, row) is not None or node.op_type in ("Relu", "Clip", "Pad"):
-            return False
-        if any(quantize_behind(output) is not None for output in node.outputs):
-            return False
-        table = node.op_type == "Gather" and constant(dq.inputs[0]) is not None
-        return table or any(self._leads_to_kernel(output) for output in node.outputs)
-
-    def _leads_to_kernel(self, value: ir.Value) -> bool:
-        for use in value.uses():
-            if self.fitting.rows(use.node):
-                return True
-            moves = op_name(use.node) in self.carries and use.idx == 0
-            if moves and any(map(self._leads_to_kernel, use.node.outputs)):
-                return True
-        return False
-
-    def _sink(self, node: ir.Node) -> None:
-        dq = dequantize_of(node.inputs[0])
-        assert dq is not None
-        for output in node.outputs:
-            if not output.uses() or output.is_graph_output():
-                continue
-            uses = list(output.uses())
-            tape = Tape(self.graph, output.name or "")
-            zero_point = dq.inputs[2] if len(dq.inputs) > 2 else None
-            q = tape.op(
-                "QuantizeLinear",
-                *((output, dq.inputs[1]) if zero_point is None else (output, *dq.inputs[1:3])),
-                output_dtype=dq.inputs[0].dtype if zero_point is None and dq.inputs[0] else None,
-            )
-            back = tape.op("DequantizeLinear", q, *dq.inputs[1:])
-            q.type = dq.inputs[0].type if dq.inputs[0] is not None else None
-            back.type = ir.TensorType(ir.DataType.FLOAT)
-            q.shape = back.shape = output.shape
-            self.graph.insert_after(node, tape.nodes)
-            inherit(tape.nodes, [node])
-            for use in uses:
-                use.node.replace_input_with(use.idx, back)
-            self._edited = True
-
-    def _conversion(self, node: ir.Node) -> NodeDecision | None:
-        """The decision of a Q or DQ: part of the site it serves, or kept."""
-        dynamic = node.op_type == "DynamicQuantizeLinear"
-        if not (is_quantize(node) or is_dequantize(node) or dynamic):
-            return None
-        into = self._serves(node)
-        if into is not None:
-            return _decide(node, Verdict.FUSED, into=into)
-        return _float(
-            node,
-            Refusal(
-                Code.ALREADY_QUANTIZED,
-                f"the model came with this {node.op_type}, and no kernel takes it in",
-            ),
-        )
-
-    def _serves(self, node: ir.Node) -> str | None:
-        if is_dequantize(node):
-            readers = [use.node for use in node.outputs[0].uses()]
-            for follower in list(readers):  # the bias of a fused Add
-                found = self._decided.get(str(follower.name))
-                if found is not None and found.verdict is Verdict.FUSED:
-                    return found.into
-            return next((str(n.name) for n in readers if n in self._active), None)
-        if node in self._active:
-            value = node.inputs[0]
-            maker = None if value is None else value.producer()
-            while maker is not None:
-                found = self._decided.get(str(maker.name))
-                if found is None:
-                    return None
-                if found.verdict is Verdict.FUSED:
-                    return found.into
-                return found.node
-        for output in node.outputs:
-            for use in output.uses():
-                if is_dequantize(use.node) and (found_in := self._serves(use.node)) is not None:
-                    return found_in
-        return None
-
-    def _left(self, node: ir.Node) -> NodeDecision:
-        refusal = self._refusals.get(str(node.name))
-        name = op_name(node)
-        value = node.outputs[0] if node.outputs else None
-        if refusal is None and node.domain not in ("", "com.microsoft", "ai.onnx.ml"):
-            refusal = Refusal(
-                Code.CUSTOM_OP, f"nothing is known of operators of domain {node.domain!r}"
-            )
-        if refusal is None and node.op_type.startswith(_INTEGER_OPERATORS):
-            refusal = Refusal(Code.ALREADY_QUANTIZED, f"the model came with this {node.op_type}")
-        if refusal is None and value is not None and not is_float(value, self.fitting.shapes):
-            refusal = Refusal(Code.SHAPE_COMPUTATION, "it gives shapes, indices or masks")
-        if refusal is None and any(map(dequantize_of, node.inputs)):
-            refusal = Refusal(
-                Code.NO_KERNEL,
-                f"{self.state.target.name} has no low-precision kernel for {name}:"
-                " it computes on dequantized floats, as it came",
-            )
-        if refusal is None:
-            refusal = Refusal(Code.NOT_SELECTED, "the model came with it in float")
-        return _float(node, refusal)
-
-
-_INTEGER_OPERATORS = (
-    "QLinear",
-    "QGemm",
-    "QAttention",
-    "QEmbed",
-    "QOrdered",
-    "MatMulInteger",
-    "ConvInteger",
-    "DynamicQuantize",
-    "MatMulNBits",
-    "MatMulBnb4",
-    "GatherBlockQuantized",
-    "QMoE",
-)
-
-
-def _activation_types(state: State) -> set[ir.DataType]:
-    """What activations of the target's static kernels are stored in, in the form."""
-    names = offered_activations(state.target, state.form)
-    specs = (activation_spec(state.target, state.form, name) for name in names)
-    return {spec.dtype for spec in specs if spec is not None}
-
-
-def _decide(node: ir.Node, verdict: Verdict, **fields: object) -> NodeDecision:
-    return NodeDecision(
-        str(node.name),
-        op_name(node),
-        verdict,
-        origin=origins(node),
-        module=module_of(node),
-        **fields,  # type: ignore[arg-type]  # dataclass fields, checked at each call
-    )
-
-
-def _float(node: ir.Node, refusal: Refusal) -> NodeDecision:
-    return _decide(node, Verdict.FLOAT, reason=diagnose(node, refusal))
