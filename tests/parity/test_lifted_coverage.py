@@ -15,15 +15,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # operands are tiny
-
-from lifted_case import (  # noqa: E402 - needs torch
-    ATOL,
-    RTOL,
-    Array,
-)
-from qcompiler.lift import OPERATORS, lift  # noqa: E402 - needs torch
+from lifted_case import ATOL, RTOL, Array, torch
+from qcompiler.lift import OPERATORS, lift
 
 
 def sigmoid(x: Array) -> Array:

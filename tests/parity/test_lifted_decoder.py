@@ -9,10 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-torch = pytest.importorskip("torch")
-
-from lifted_case import _runtime as runtime  # noqa: E402 - needs torch
-from qcompiler.lift import lift  # noqa: E402
+from lifted_case import runtime, torch
+from qcompiler.lift import lift
 
 BATCH, HEADS, SHARED, WIDTH = 2, 4, 2, 16
 

@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # operands are tiny
-
-from lifted_case import (  # noqa: E402 - needs torch
-    EXAMPLES,
-    Case,
-    agree,
-    with_fixed,
-)
-from qcompiler.diagnostics import QcError  # noqa: E402
-from qcompiler.lift import elementwise  # noqa: E402
+from lifted_case import EXAMPLES, Case, agree, torch, with_fixed
+from qcompiler.diagnostics import QcError
+from qcompiler.lift import elementwise
 
 UNARY = [
     "Neg",

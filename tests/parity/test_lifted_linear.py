@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # operands are tiny
-
-from lifted_case import (  # noqa: E402 - needs torch
-    EXAMPLES,
-    Case,
-    agree,
-)
+from lifted_case import EXAMPLES, Case, agree
 
 
 @given(st.data())

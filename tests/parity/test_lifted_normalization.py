@@ -13,18 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # operands are tiny
-
-from lifted_case import (  # noqa: E402 - needs torch
-    ATOL,
-    EXAMPLES,
-    RTOL,
-    Case,
-    agree,
-    with_fixed,
-)
-from qcompiler.lift import lift  # noqa: E402 - needs torch
+from lifted_case import ATOL, EXAMPLES, RTOL, Case, agree, torch, with_fixed
+from qcompiler.lift import lift
 
 
 @given(st.data())

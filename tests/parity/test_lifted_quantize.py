@@ -5,18 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # operands are tiny
-
-from lifted_case import (  # noqa: E402 - needs torch
-    EXAMPLES,
-    Case,
-    agree,
-)
+from lifted_case import EXAMPLES, Case, agree
 
 
 @given(st.data())

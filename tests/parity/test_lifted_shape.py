@@ -9,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # operands are tiny
-
-from lifted_case import (  # noqa: E402 - needs torch
-    EXAMPLES,
-    Case,
-    agree,
-    with_fixed,
-)
+from lifted_case import EXAMPLES, Case, agree, with_fixed
 
 
 @given(st.data())
