@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from qcompiler.cli.terminal import out, print_json, steps
+from qcompiler.frontends.opened import ENCODER
 from qcompiler.verify.layers import LayerComparison, LayerRow, compare_layers
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qcompiler.artifact import Artifact
+    from qcompiler.frontends.opened import Opened
+    from qcompiler.pipeline.contract import Feed
 
 __all__ = ["run_compare"]
 
@@ -35,36 +41,27 @@ def run_compare(
     Raises:
         QcError: A model or the data cannot be read, or they do not belong together.
     """
+    from qcompiler.artifact import Artifact
     from qcompiler.frontends import open_model
-    from qcompiler.frontends.data import open_data
-    from qcompiler.recipe import TextOptions
-    from qcompiler.verify.beside import float_side
 
     with steps(json) as progress:
-        artifact = _quantized(quantized)
-        source: Any = None
-        if isinstance(artifact, str):
-            opened = open_model(float_model)
-            model, example = opened.model, opened.example
-            if data is not None:
-                source, _ = open_data(data, model, float_model, TextOptions(), feeds)
-        else:
-            beside = float_side(artifact, float_model, data, most=feeds)
-            model, example, source = beside.model, beside.example, beside.feeds
-        if source is None and example is not None:
-            source = [example]
-        found = compare_layers(
-            model,
-            artifact,
-            source,
-            max_feeds=feeds,
-            threads=threads,
-            progress=progress,
-        )
+        given = _quantized(quantized)
+        opened = open_model(float_model)
+        found: dict[str, LayerComparison] = {}
+        for name, part in (given.parts if isinstance(given, Artifact) else {"": given}).items():
+            model, source = _float_side(opened, part, data, feeds)
+            found[name] = compare_layers(
+                model, part, source, max_feeds=feeds, threads=threads, progress=progress
+            )
     if json:
-        print_json(found.to_dict())
-    else:
-        out.print(_table(found))
+        encoder = {name: item.to_dict() for name, item in found.items() if name == ENCODER}
+        *_, last = found.values()
+        print_json({**last.to_dict(), **encoder})
+        return
+    for name, item in found.items():
+        if len(found) > 1:
+            out.rule(name)
+        out.print(_table(item))
 
 
 def _quantized(path: str) -> Artifact | str:
@@ -74,6 +71,27 @@ def _quantized(path: str) -> Artifact | str:
 
         return Artifact.load(folder)
     return path
+
+
+def _float_side(
+    opened: Opened, quantized: Artifact | str, data: str | None, most: int
+) -> tuple[ir.Model, Iterable[Feed] | None]:
+    """The float model beside ``quantized``, and what both run on; None generates a feed."""
+    from qcompiler.frontends.data import open_data
+    from qcompiler.recipe import TextOptions
+    from qcompiler.verify.beside import float_side
+
+    if isinstance(quantized, str):
+        model, example = opened.model, opened.example
+        source = None
+        if data is not None:
+            source, _ = open_data(data, model, opened.source, TextOptions(), most)
+    else:
+        beside = float_side(quantized, opened, data, most=most)
+        model, example, source = beside.model, beside.example, beside.feeds
+    if source is None and example is not None:
+        return model, [example]
+    return model, source
 
 
 def _table(found: LayerComparison) -> Group:

@@ -21,8 +21,7 @@ def with_layers(
     """The artifact with its report's layers compared to ``reference`` on ``samples``."""
     from qcompiler.verify.layers import compare_layers
 
-    mask = artifact.manifest["recipe"].get("calibration", {}).get("mask")
-    found = compare_layers(reference, artifact, samples, mask=mask, threads=threads)
+    found = compare_layers(reference, artifact, samples, threads=threads)
     layers = merge_layers(found.report_rows(), artifact.report.layers)
     report = dataclasses.replace(artifact.report, layers=layers)
     return dataclasses.replace(artifact, report=report)

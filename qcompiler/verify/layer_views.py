@@ -76,9 +76,16 @@ def views_of(
     return reference, spelled, plan
 
 
-def open_quantized(model: Any) -> Artifact | ir.Model:
-    """An artifact as it is; anything else as :func:`~qcompiler.frontends.open_model` reads it."""
-    return model if isinstance(model, Artifact) else open_model(model).model
+def open_both(float_model: Any, quantized: Any) -> tuple[ir.Model, Artifact | ir.Model]:
+    """The part of a float model that ``quantized`` is compared with, and the latter.
+
+    Models and artifacts stay as they are, else :func:`~qcompiler.frontends.open_model` reads them.
+    """
+    other = quantized if isinstance(quantized, Artifact) else open_model(quantized).model
+    if isinstance(float_model, ir.Model):
+        return float_model, other
+    part = other.model if isinstance(other, Artifact) else other
+    return open_model(float_model).part(part).model, other
 
 
 def pairs_of(reference: ir.Model, spelled: ir.Model, plan: Plan | None) -> Iterator[Pair]:

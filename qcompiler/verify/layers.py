@@ -15,14 +15,13 @@ import onnx_ir as ir
 from qcompiler.artifact import Artifact
 from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.frontends import open_model
 from qcompiler.pipeline.contract import Feed
 from qcompiler.runtime.inputs import generate_feed, input_specs
 from qcompiler.runtime.observe import observe
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.verify.layer_shares import Shares
-from qcompiler.verify.layer_views import Pair, open_quantized, pairs_of, views_of
+from qcompiler.verify.layer_views import Pair, open_both, pairs_of, views_of
 
 __all__ = ["LayerComparison", "LayerRow", "compare_layers"]
 
@@ -123,26 +122,29 @@ def compare_layers(
 
     Args:
         float_model: Anything :func:`qcompiler.qcompile` takes.
-        quantized: An artifact, or a quantized model, of this compiler or of another tool.
+        quantized: An artifact, of an encoder-decoder one of its ``parts``, or a quantized model of
+            this compiler or of another tool.
         feeds: Checked feeds, re-iterable; None generates one.
         max_feeds: Take no more than this.
         shares: Also compute how much each layer's weight and its activation contribute.
-        mask: Name of the input that is 0 where the data is padding, which is left out; None finds
-            ``attention_mask`` by itself.
+        mask: Name of the input that is 0 where the data is padding, which is left out; None is what
+            an artifact's recipe says, or finds ``attention_mask`` by itself.
         threads: Intra-op threads; None is the runtime's default.
         progress: Called with what is being done.
 
     Raises:
         QcError: A model cannot be read or run, or the two have no node in common (QC411).
     """
-    reference = float_model if isinstance(float_model, ir.Model) else open_model(float_model).model
+    reference, other = open_both(float_model, quantized)
+    if mask is None and isinstance(other, Artifact):
+        mask = other.manifest["recipe"].get("calibration", {}).get("mask")
     source: Iterable[Feed] = [generate_feed(reference)] if feeds is None else feeds
     if max_feeds is not None or isinstance(source, Iterator):  # few, or gone after one look
         source = list(itertools.islice(source, max_feeds))
     first = next(iter(source), None)
     if first is None:
         raise QcError(Code.EMPTY_CALIBRATION, "data", "there is no feed to compare on")
-    model, spelled, plan = views_of(reference, open_quantized(quantized), first)
+    model, spelled, plan = views_of(reference, other, first)
     shapes = observe(model, first)
     pairs = pairs_of(model, spelled, plan)
     if not pairs and len(model.graph):  # a model without nodes has no rows

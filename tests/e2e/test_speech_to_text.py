@@ -17,6 +17,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.plan import Verdict
 from qcompiler.runtime import generate
 from qcompiler.runtime.inputs import input_specs
+from qcompiler.verify.layers import compare_layers
 from whispers import features, save_tokenizer, step_feed, transformers_outputs, whisper
 
 transformers = pytest.importorskip("transformers")
@@ -133,6 +134,14 @@ def test_commands_speak_of_both_parts(tmp_path: pathlib.Path, cli: Cli) -> None:
         told = cli("explain", place, "--json")
         assert f"{layer}/MatMul" in {item["node"] for item in told.json["plan"]["nodes"]}
         assert cli("compare", source, place, "--json").code == 0
+    both = cli("compare", source, target, "--json").json
+    rows = [{row["node"] for row in side["layers"]} for side in (both, both["encoder"])]
+    assert "model.decoder.layers.0.fc1/MatMul" in rows[0]
+    assert "model.encoder.layers.0.fc1/MatMul" in rows[1]
+    shown = cli("compare", source, target).out
+    assert shown.index("encoder ─") < shown.index("decoder ─")
+    part = Artifact.load(target).encoder
+    assert {row.node for row in compare_layers(source, part, shares=False).rows} == rows[1]
     followed = cli("compile", source, "--plan", target, "-o", tmp_path / "again", "-q")
     assert followed.code == 0, followed.err
     files = [place / "encoder/model.onnx" for place in (target, tmp_path / "again")]

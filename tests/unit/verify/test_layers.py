@@ -190,3 +190,14 @@ def test_weights_that_are_unpacked_when_the_model_is_loaded_are_compared(weights
     layers = [row for row in found.rows if row.op in ("MatMul", "Gemm")]
     assert layers
     assert all(5 < row.sqnr_db < 40 and row.weight_share == 1.0 for row in layers)
+
+
+def test_padding_is_where_the_recipe_of_an_artifact_says() -> None:
+    model, feeds = tiny.build("transformer"), tiny.feeds("transformer", 3)
+    padded = {"base": "static-int8", "force": True, "calibration": {"mask": "mask"}}
+    artifact = qcompile(model, "cpu-vnni", {**padded, "verify": {"enabled": False}}, feeds)
+    told, found, everywhere = (
+        compare_layers(model, artifact, feeds, mask=mask) for mask in ("mask", None, "")
+    )
+    assert found == told
+    assert found != everywhere
