@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from qcompiler.bench.compare import Candidate, Comparison, compare
 from qcompiler.calibration.feeds import open_feeds
@@ -35,7 +36,8 @@ def bench_models(
         threads: Intra-op threads; None is the runtime's default.
 
     Raises:
-        QcError: QC701 a model is missing, QC20x the data do not fit, QC606 a model does not load.
+        QcError: QC701 a model is missing, QC702 the baseline is no ONNX file, QC20x the data do not
+            fit, QC606 a model does not load.
     """
     paths = [pathlib.Path(against), pathlib.Path(artifact)]
     for path in paths:
@@ -49,7 +51,7 @@ def bench_models(
                 "give an artifact or an ONNX file; recipe 'float' makes one of a language model",
             )
     file = paths[0] / "model.onnx" if paths[0].is_dir() else paths[0]
-    model = ir.load(file)
+    model = _read(file)
     feed = open_feeds(data, input_specs(model)).first if data else generate_feed(model)
     names = [path.name for path in paths]
     return compare(
@@ -59,3 +61,16 @@ def bench_models(
         seconds=seconds,
         threads=threads,
     )
+
+
+def _read(file: pathlib.Path) -> ir.Model:
+    try:
+        return ir.load(file)
+    except (OSError, DecodeError, ValueError, ir.serde.SerdeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QcError(
+            Code.NOT_ONNX,
+            str(file),
+            f"does not read as ONNX: {reason}",
+            "give an artifact or an ONNX file",
+        ) from error

@@ -179,5 +179,17 @@ def _read(process: subprocess.Popen[str], item: Candidate, spec: pathlib.Path | 
     if line:
         return json.loads(line)
     said = spec.with_suffix(".err").read_text(encoding="utf-8") if spec is not None else ""
-    last = said.strip().splitlines()[-1] if said.strip() else f"exit status {process.wait()}"
-    raise QcError(Code.DOES_NOT_LOAD, f"{item.name} ({item.model})", f"cannot be timed: {last}")
+    words = _last_words(said) or f"exit status {process.wait()}"
+    raise QcError(
+        Code.DOES_NOT_LOAD,
+        f"{item.name} ({item.model})",
+        f"cannot be timed: {words}",
+        "models that are compared take the same inputs",
+    )
+
+
+def _last_words(said: str) -> str:
+    """The message, of however many lines, behind the frames of a traceback."""
+    lines = said.strip().splitlines()
+    frames = [index for index, line in enumerate(lines) if line.startswith("  ")]
+    return " ".join(line.strip() for line in lines[frames[-1] + 1 if frames else -1 :])

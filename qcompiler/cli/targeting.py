@@ -76,22 +76,23 @@ def probe(
     from rich.table import Table
 
     from qcompiler.targets.probe import probe as probe_rows
-    from qcompiler.targets.registry import load_target, save_probe
+    from qcompiler.targets.registry import load_target, refuse_foreign, save_probe
 
     resolved = load_target(target)
+    if save:
+        refuse_foreign(resolved)  # before a minute of work, not after
     with steps(json) as progress:
         report = probe_rows(resolved, quick=quick, progress=progress)
-    if save:
-        where = save_probe(report)
     if json:
-        print_json(report.to_dict())
+        saved = {"saved": save_probe(report)} if save else {}
+        print_json({**report.to_dict(), **saved})
     else:
         table = Table("row", "holds", "speed-up", "what", box=None)
         for row in report.rows:
             speed = "" if row.speedup is None else f"{row.speedup:.2f}x"
             table.add_row(row.id, "yes" if row.ok else "no", speed, row.why)
         out.print(table)
-        if save:
-            out.print(f"costs of this host kept in {where}")
+        if save:  # what was measured is worth reading, too, when it cannot be kept
+            out.print(f"costs of this host kept in {save_probe(report)}")
     if not all(row.ok for row in report.rows):
         raise typer.Exit(FAILED)

@@ -80,7 +80,7 @@ def write_page(report: Report, plan: Plan, path: str | os.PathLike[str]) -> path
         handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
         staging = pathlib.Path(name)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(text)
             staging.chmod(0o644)
             staging.replace(final)

@@ -93,6 +93,7 @@ def open_session(
     """
     import onnxruntime
 
+    model = _openable(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.graph_optimization_level = getattr(
@@ -145,6 +146,17 @@ def open_session(
         ) from error
     session._qcompiler_lent = values  # the session points into these arrays: keep them alive
     return session
+
+
+def _openable(model: ir.Model | str | os.PathLike[str]) -> ir.Model | str | os.PathLike[str]:
+    """The model; read, where it is a file under a name that is no UTF-8 as the runtime wants."""
+    if isinstance(model, ir.Model):
+        return model
+    try:
+        os.fspath(model).encode()
+    except UnicodeEncodeError:
+        return ir.load(model)
+    return model
 
 
 def _hint(model: ir.Model | str | os.PathLike[str], said: str) -> str:

@@ -26,7 +26,10 @@ from qcompiler.targets.toml import dict_to_toml, from_toml, target_to_dict
 if TYPE_CHECKING:
     from qcompiler.targets.probe import ProbeReport
 
-__all__ = ["host_flags", "host_target", "load_target", "probe_file", "save_probe", "target_names"]
+__all__ = [
+    "host_flags", "host_target", "load_target", "probe_file", "refuse_foreign", "save_probe",
+    "target_names",
+]  # fmt: skip
 
 _HOST = "cpu"  # the name that means this machine
 _BUILT_IN: Mapping[str, Target] = {
@@ -143,17 +146,10 @@ def save_probe(report: ProbeReport) -> pathlib.Path:
             "probe again when nothing else runs; nothing was saved",
             noise=report.noise,
         )
-    cpu = _host()
     target = report.refitted
-    if target.name != target_name(cpu):
-        raise QcError(
-            Code.USAGE,
-            target.name,
-            f"costs of target {target.name!r} are no costs of this machine ({target_name(cpu)})",
-            "probe the target 'cpu'",
-        )
+    refuse_foreign(target)
     kept = dataclasses.replace(
-        target, source=f"{_measured_on(cpu)}, {target.threads} threads, by qcompile probe"
+        target, source=f"{_measured_on(_host())}, {target.threads} threads, by qcompile probe"
     )
     path = probe_file()
     try:
@@ -163,9 +159,24 @@ def save_probe(report: ProbeReport) -> pathlib.Path:
         scratch.replace(path)  # a reader sees the old file or the new one
     except OSError as error:
         raise QcError(
-            Code.NOT_WRITABLE, str(path), f"cannot be written: {error.strerror or error}"
+            Code.NOT_WRITABLE,
+            str(path),
+            f"cannot be written: {error.strerror or error}",
+            "let XDG_CACHE_HOME name a folder that can be written",
         ) from error
     return path
+
+
+def refuse_foreign(target: Target) -> None:
+    """Refuse (QC411) to keep costs under a target that does not describe this machine."""
+    here = target_name(_host())
+    if target.name != here:
+        raise QcError(
+            Code.USAGE,
+            target.name,
+            f"costs of target {target.name!r} are no costs of this machine ({here})",
+            "probe the target 'cpu'",
+        )
 
 
 def _as_override(target: Target) -> str:
