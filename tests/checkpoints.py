@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,15 +104,13 @@ def write_checkpoint(
             layer.weight.copy_(torch.from_numpy(weight.T))
         truth[module] = {"codes": codes, "scale": scale, "zero": zeros, "group": belongs}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    say(folder, {**CONFIGS[layout], "bits": bits, "group_size": group, "sym": symmetric})
+    said = {**CONFIGS[layout], "bits": bits, "group_size": group, "sym": symmetric}
+    configure(folder, quantization_config=said)
     return model, truth
 
 
-def say(folder: pathlib.Path, quantization: Mapping[str, Any] | None) -> None:
-    """Write the quantization_config of a folder, or take it out."""
+def configure(folder: pathlib.Path, **changes: Any) -> None:
+    """Change what a folder's config.json says; None takes a key out."""
     path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config.pop("quantization_config", None)
-    if quantization is not None:
-        config["quantization_config"] = dict(quantization)
-    path.write_text(json.dumps(config))
+    said = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in said.items() if value is not None}))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from checkpoints import configure
 from decoders import (
     DECODERS,
     decoder,
@@ -248,8 +249,7 @@ def test_what_cannot_be_built_is_refused_by_name(
     changes: dict[str, Any], said: str, tmp_path: pathlib.Path
 ) -> None:
     decoder("llama").save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    configure(tmp_path, **changes)
     with pytest.raises(QcError, match=said) as caught:
         open_model(tmp_path)
     assert caught.value.diagnostic.code is Code.UNSUPPORTED_INPUT
@@ -337,23 +337,19 @@ def test_a_folder_that_names_no_class_is_what_its_weights_are(
 ) -> None:
     model = decoder(name)
     (model if head else model.base_model).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    said = json.loads(file.read_text())
-    del said["architectures"]
-    file.write_text(json.dumps(said))
+    configure(tmp_path, architectures=None)
     opened = open_model(tmp_path)
     outputs = [value.name for value in opened.model.graph.outputs]
     assert ("logits" in outputs) == (taken != "LlamaModel")
     (told,) = [item for item in opened.diagnostics if item.code is Code.CLASS_ASSUMED]
     assert taken in told.message
-    file.write_text(json.dumps({**said, "architectures": [taken]}))
+    configure(tmp_path, architectures=[taken])
     assert Code.CLASS_ASSUMED not in {item.code for item in open_model(tmp_path).diagnostics}
 
 
 def test_a_class_that_transformers_lacks_is_told(tmp_path: pathlib.Path) -> None:
     decoder("llama").save_pretrained(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**said, "architectures": ["Strange"]}))
+    configure(tmp_path, architectures=["Strange"])
     (told,) = [x for x in open_model(tmp_path).diagnostics if x.code is Code.CLASS_ASSUMED]
     assert "'Strange'" in told.message
 
@@ -370,8 +366,7 @@ def test_a_class_that_transformers_lacks_is_told(tmp_path: pathlib.Path) -> None
 )
 def test_sizes_that_no_model_has_are_refused(name: str, found: int, tmp_path: pathlib.Path) -> None:
     decoder("llama").save_pretrained(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**said, name: found}))
+    configure(tmp_path, **{name: found})
     with pytest.raises(QcError, match=rf"{name} of the configuration is {found}, wanted") as caught:
         open_model(tmp_path)
     assert caught.value.code is Code.UNSUPPORTED_INPUT

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoints import CONFIGS, say, write_checkpoint
+from checkpoints import CONFIGS, configure, write_checkpoint
 from decoders import tokens, transformers_logits
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
@@ -124,7 +124,7 @@ def test_kernels_multiply_by_what_the_checkpoint_stands_for(
 
 def test_settings_of_older_tools_lie_beside_the_configuration(tmp_path: pathlib.Path) -> None:
     model, _ = write_checkpoint(tmp_path, "awq")
-    say(tmp_path, None)
+    configure(tmp_path, quantization_config=None)
     side = {"zero_point": True, "q_group_size": 16, "w_bit": 4, "version": "GEMM"}
     (tmp_path / "quant_config.json").write_text(json.dumps(side))
     found, wanted = logits(model, open_model(tmp_path))
@@ -144,7 +144,7 @@ def test_zero_points_of_0_survive_the_first_format(tmp_path: pathlib.Path) -> No
     for key in [key for key in tensors if key.endswith("qzeros")]:
         tensors[key] = tensors[key] - 0x11111111
     save_file(tensors, path, metadata={"format": "pt"})
-    say(tmp_path, CONFIGS["gptq"])
+    configure(tmp_path, quantization_config=CONFIGS["gptq"])
     read = constants(open_model(tmp_path).model, name.removesuffix(".qzeros"))["zero"]
     fields = (wanted[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
     np.testing.assert_array_equal(read.astype(np.int64), fields.reshape(read.shape))
@@ -167,7 +167,7 @@ def test_unknown_settings_are_refused_by_name(
     said: dict[str, Any], told: str, tmp_path: pathlib.Path
 ) -> None:
     write_checkpoint(tmp_path, "gptq")
-    say(tmp_path, said)
+    configure(tmp_path, quantization_config=said)
     with pytest.raises(QcError, match=told) as caught:
         open_model(tmp_path)
     assert caught.value.code is Code.UNSUPPORTED_INPUT
@@ -177,7 +177,7 @@ def test_unknown_settings_are_refused_by_name(
 
 def test_packed_weights_without_settings_are_refused(tmp_path: pathlib.Path) -> None:
     write_checkpoint(tmp_path, "gptq")
-    say(tmp_path, None)
+    configure(tmp_path, quantization_config=None)
     with pytest.raises(QcError, match=r"neither config\.json") as caught:
         open_model(tmp_path)
     assert caught.value.code is Code.UNSUPPORTED_INPUT

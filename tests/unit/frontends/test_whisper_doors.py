@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from checkpoints import configure
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.frontends.opened import Opened
@@ -147,27 +148,27 @@ def test_a_part_that_cannot_be_written_is_named(
     changes: dict[str, Any], said: str, tmp_path: pathlib.Path
 ) -> None:
     whisper().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    configure(tmp_path, **changes)
     with pytest.raises(QcError, match=said) as caught:
         open_model(tmp_path)
     assert caught.value.diagnostic.code is Code.UNSUPPORTED_INPUT
     assert "example_inputs" in (caught.value.diagnostic.hint or "")
 
 
-def test_a_weight_of_another_shape_is_refused(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "found", "said"),
+    [
+        ("decoder_ffn_dim", 96, r"config\.json wants"),
+        ("encoder_layers", 1, r"model\.encoder\.layers\.1"),  # which no part reads
+        ("max_target_positions", 0, "max_target_positions of the configuration is 0"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_are_refused(
+    name: str, found: int, said: str, tmp_path: pathlib.Path
+) -> None:
     whisper().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_ffn_dim": 96}))
-    with pytest.raises(QcError, match=r"config\.json wants"):
-        open_model(tmp_path)
-
-
-def test_a_weight_that_no_part_reads_is_refused(tmp_path: pathlib.Path) -> None:
-    whisper().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_layers": 1}))
-    with pytest.raises(QcError, match=r"model\.encoder\.layers\.1"):
+    configure(tmp_path, **{name: found})
+    with pytest.raises(QcError, match=said):
         open_model(tmp_path)
 
 
@@ -195,17 +196,7 @@ def test_other_encoder_decoders_are_refused_by_name(tmp_path: pathlib.Path) -> N
 
 def test_a_folder_that_names_no_class_is_the_model_that_makes_text(tmp_path: pathlib.Path) -> None:
     whisper().save_pretrained(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    del said["architectures"]
-    (tmp_path / "config.json").write_text(json.dumps(said))
+    configure(tmp_path, architectures=None)
     opened = open_model(tmp_path)
     assert opened.encoder is not None
     assert Code.CLASS_ASSUMED in {item.code for item in opened.diagnostics}
-
-
-def test_no_positions_are_refused(tmp_path: pathlib.Path) -> None:
-    whisper().save_pretrained(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**said, "max_target_positions": 0}))
-    with pytest.raises(QcError, match="max_target_positions of the configuration is 0"):
-        open_model(tmp_path)
