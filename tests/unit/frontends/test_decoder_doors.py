@@ -20,6 +20,7 @@ from decoders import (
 )
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
+from qcompiler.frontends.decoder import is_decoder
 from qcompiler.frontends.tokenizer import find_tokenizer
 from qcompiler.ir.lazy import tied, view_of
 from qcompiler.ir.provenance import module_of
@@ -192,22 +193,21 @@ def test_linear_layers_are_matmuls_under_the_path_of_their_module() -> None:
 
 
 def test_example_inputs_give_the_plain_export() -> None:
-    ids = torch.from_numpy(tokens(2, 8))
     model = decoder("llama")
-    for example in (ids, ids[:1]):
-        opened = open_model(model, {"input_ids": example})
-        assert [value.name for value in opened.model.graph.inputs] == ["input_ids"]
-        session = open_session(opened.model, threads=1)
-        for batch, length in ((1, 8), (3, 5)):
-            other = tokens(batch, length, seed=1)
-            check(run(session, {"input_ids": other})["logits"], transformers_logits(model, other))
+    opened = open_model(model, {"input_ids": torch.from_numpy(tokens(1, 8))})
+    assert [value.name for value in opened.model.graph.inputs] == ["input_ids"]
+    session = open_session(opened.model, threads=1)
+    for batch, length in ((1, 8), (3, 5)):
+        other = tokens(batch, length, seed=1)
+        check(run(session, {"input_ids": other})["logits"], transformers_logits(model, other))
 
 
 def test_the_class_of_a_model_in_memory_decides_and_not_its_configuration() -> None:
     model = decoder("llama")
-    ids = {"input_ids", "attention_mask"}
-    for part in (model.model, transformers.LlamaForSequenceClassification(model.config).eval()):
-        assert {value.name for value in open_model(part).model.graph.inputs} == ids
+    for part in (model.model, transformers.LlamaForSequenceClassification(model.config)):
+        assert not is_decoder(part)
+    opened = open_model(model.model.eval())
+    assert [x.name for x in opened.model.graph.inputs] == ["input_ids", "attention_mask"]
     model.config.architectures = None  # as before it is saved for the first time
     assert len(open_model(model).model.graph.inputs) == 6
 
@@ -345,13 +345,6 @@ def test_a_folder_that_names_no_class_is_what_its_weights_are(
     assert taken in told.message
     configure(tmp_path, architectures=[taken])
     assert Code.CLASS_ASSUMED not in {item.code for item in open_model(tmp_path).diagnostics}
-
-
-def test_a_class_that_transformers_lacks_is_told(tmp_path: pathlib.Path) -> None:
-    decoder("llama").save_pretrained(tmp_path)
-    configure(tmp_path, architectures=["Strange"])
-    (told,) = [x for x in open_model(tmp_path).diagnostics if x.code is Code.CLASS_ASSUMED]
-    assert "'Strange'" in told.message
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from checkpoints import configure
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.runtime.inputs import generate_feed, input_specs
@@ -83,6 +84,13 @@ def test_a_folder_is_read_with_its_head(tmp_path: pathlib.Path) -> None:
     assert [spec.name for spec in input_specs(opened.model)] == ["input_ids", "attention_mask"]
     assert [value.name for value in opened.model.graph.outputs] == ["logits"]
     agrees(model, opened, batch=3, sequence=7)
+
+
+def test_a_class_that_transformers_lacks_is_told(tmp_path: pathlib.Path) -> None:
+    bert().save_pretrained(tmp_path)
+    configure(tmp_path, architectures=["Strange"])
+    (told,) = [x for x in open_model(tmp_path).diagnostics if x.code is Code.CLASS_ASSUMED]
+    assert "'Strange'" in told.message
 
 
 def test_a_folder_of_an_unknown_class_is_refused(tmp_path: pathlib.Path) -> None:
