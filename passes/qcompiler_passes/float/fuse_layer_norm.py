@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompiler.analysis.dims import Dims
-from qcompiler.ir.edit import Tape
-from qcompiler.patterns.match import Match, Operators, Term, Var, one_of
-from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.match import Operators, Term, Var, one_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.float.normalization import (
+    NormalizationRule,
+    fuse,
     inverse_root,
     mean_over,
-    row_of,
-    why_not_last_axis,
-    width_of,
 )
 
 __all__ = ["FuseLayerNorm"]
@@ -26,44 +21,8 @@ __all__ = ["FuseLayerNorm"]
 _SINCE = 17  # opset of LayerNormalization
 
 
-class _LayerNormRule(Rule):
-    """What the sizes of the pattern share."""
-
-    def __init__(self, dims: Dims) -> None:
-        self.dims = dims
-
-    def where(self, m: Match) -> str | None:
-        """The axes must be the last one; scale and shift must be rows along it."""
-        for name in ("mean", "variance", "mean_again"):
-            if name in m.captured:
-                reason = why_not_last_axis(m, name, self.dims)
-                if reason is not None:
-                    return reason
-        if m.scalar("epsilon") is None:
-            return "epsilon is not a constant number"
-        width = width_of(self.dims, m["x"], m.get("scale"), m.get("shift"))
-        if width is None:
-            return "the size of the last axis is unknown"
-        rank = len(self.dims.shape(m["x"]) or (width,))
-        for name in ("scale", "shift"):
-            if row_of(m.get(name), rank, width, 0.0, np.float32) is None:
-                return f"{name} %{m[name].name} is not a row of {width}"
-        return None
-
-    def rewrite(self, m: Match, tape: Tape) -> ir.Value:
-        """One node; a missing scale becomes ones, which the operator demands."""
-        x = m["x"]
-        dtype = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
-        width = width_of(self.dims, x, m.get("scale"), m.get("shift"))
-        assert width is not None, "where() has looked"
-        rank = len(self.dims.shape(x) or (width,))
-        scale = row_of(m.get("scale"), rank, width, 1.0, dtype)
-        shift = row_of(m.get("shift"), rank, width, 0.0, dtype) if "shift" in m else None
-        inputs = [x, scale] + ([] if shift is None else [shift])
-        result: ir.Value = tape.op(
-            "LayerNormalization", *inputs, axis=-1, epsilon=m.scalar("epsilon")
-        )
-        return result
+class _LayerNormRule(NormalizationRule):
+    operator = "LayerNormalization"
 
 
 def _normalized(op: Operators, x: Var, epsilon: Var) -> Term:
@@ -139,10 +98,4 @@ class FuseLayerNorm(Pass):
 
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Apply the rules, the largest pattern first."""
-        if (model.opset_imports.get("") or 0) < _SINCE:
-            return PassResult(False)
-        if not any(node.op_type == "ReduceMean" for node in model.graph):
-            return PassResult(False)
-        dims = Dims(model.graph)
-        rules = (ScaledShifted(dims), Regrouped(dims), Scaled(dims), Plain(dims))
-        return PassResult(apply_rules(model.graph, rules, self.name).modified)
+        return fuse(model, _SINCE, (ScaledShifted, Regrouped, Scaled, Plain), self.name)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompiler.analysis.dims import Dims
-from qcompiler.ir.edit import Tape
 from qcompiler.patterns.match import Match, Operators, Term, Var, one_of
-from qcompiler.patterns.rule import Rule, apply_rules
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.float.normalization import (
+    NormalizationRule,
+    fuse,
     inverse_root,
     mean_over,
-    row_of,
-    why_not_last_axis,
-    width_of,
 )
 
 __all__ = ["FuseRmsNorm"]
@@ -26,47 +21,19 @@ __all__ = ["FuseRmsNorm"]
 _SINCE = 23  # opset of RMSNormalization
 
 
-class _RmsNormRule(Rule):
-    """What the sizes of the pattern share."""
+class _RmsNormRule(NormalizationRule):
+    operator = "RMSNormalization"  # computes in float32 (stash_type) whatever its input's type
 
-    def __init__(self, dims: Dims) -> None:
-        self.dims = dims
+    def source(self, m: Match) -> ir.Value:
+        """The input before it was widened to float32, where it was."""
+        return m["narrow"] if "narrowed" in m.captured else m["x"]
 
     def where(self, m: Match) -> str | None:
-        """The axis must be the last one, the scale a row along it, casts there and back."""
-        reason = why_not_last_axis(m, "mean", self.dims)
-        if reason is not None:
-            return reason
-        if m.scalar("epsilon") is None:
-            return "epsilon is not a constant number"
-        x = _source(m)
-        width = width_of(self.dims, x, m.get("scale"))
-        if width is None:
-            return "the size of the last axis is unknown"
-        rank = len(self.dims.shape(x) or (width,))
-        if row_of(m.get("scale"), rank, width, 1.0, np.float32) is None:
-            return f"scale %{m['scale'].name} is not a row of {width}"
-        if "widened" in m.captured and not _casts_meet(m):
+        """Besides, casts must lead there and back."""
+        reason = super().where(m)
+        if reason is None and not _casts_meet(m):
             return "the result is not cast back to the type that the input was cast from"
-        return None
-
-    def rewrite(self, m: Match, tape: Tape) -> ir.Value:
-        """One node; it computes in float32 (stash_type) whatever the type of its input."""
-        x = _source(m)
-        dtype = x.dtype.numpy() if x.dtype is not None else np.dtype(np.float32)
-        width = width_of(self.dims, x, m.get("scale"))
-        assert width is not None, "where() has looked"
-        rank = len(self.dims.shape(x) or (width,))
-        scale = row_of(m.get("scale"), rank, width, 1.0, dtype)
-        result: ir.Value = tape.op(
-            "RMSNormalization", x, scale, axis=-1, epsilon=m.scalar("epsilon")
-        )
-        return result
-
-
-def _source(m: Match) -> ir.Value:
-    """The input before it was widened to float32, where it was."""
-    return m["narrow"] if "narrowed" in m.captured else m["x"]
+        return reason
 
 
 def _casts_meet(m: Match) -> bool:
@@ -133,10 +100,4 @@ class FuseRmsNorm(Pass):
 
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Apply the rules, the largest pattern first."""
-        if (model.opset_imports.get("") or 0) < _SINCE:
-            return PassResult(False)
-        if not any(node.op_type == "ReduceMean" for node in model.graph):
-            return PassResult(False)
-        dims = Dims(model.graph)
-        rules = (CastScaled(dims), Scaled(dims), Plain(dims))
-        return PassResult(apply_rules(model.graph, rules, self.name).modified)
+        return fuse(model, _SINCE, (CastScaled, Scaled, Plain), self.name)
