@@ -11,11 +11,11 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
-from qcompiler.frontends.opened import ENCODER, Opened
+from qcompiler.frontends.opened import ENCODER
 from qcompiler.pipeline.contract import Feed, Pass
 from qcompiler.pipeline.registry import default_pipeline, parse_pipeline
 from qcompiler.plan import Plan
-from qcompiler.recipe import RECIPES, Recipe
+from qcompiler.recipe import Recipe
 from qcompiler.sensitivity.metric import Metric
 from qcompiler.targets.activations import form_for
 from qcompiler.targets.schema import Form, Scheme, Target
@@ -29,7 +29,6 @@ __all__ = [
     "resolve_part_feeds",
     "resolve_passes",
     "resolve_plan",
-    "unused_keys",
 ]
 
 
@@ -158,31 +157,6 @@ def _own_feeds(
         {"samples": count, "length": length, "seed": seed},
     )
     return [feed_of(row[None], specs) for row in tokens], (told,)
-
-
-def unused_keys(recipe: Recipe, opened: Opened) -> tuple[Diagnostic, ...]:
-    """What the recipe says that does not concern the model (QC412)."""
-    names = {value.name for value in opened.model.graph.inputs}
-    found: list[tuple[str, str, str]] = []
-    if recipe.encoder is not None and opened.encoder is None:
-        only = "the model is no encoder-decoder that is compiled in two parts"
-        found.append(("encoder", only, "put its keys into the recipe itself"))
-    usual = {item.text for item in RECIPES.values()}
-    if recipe.text not in usual and ("input_ids" not in names or opened.encoder is not None):
-        why = "only a model of input_ids alone is calibrated on text"
-        found.append(("text", why, "leave the table out"))
-    if opened.quantized and recipe.pipeline is None:
-        asked = {
-            "bits_budget": recipe.bits_budget is not None,
-            "megabytes_budget": recipe.megabytes_budget is not None,
-            "verify.layers": recipe.verify.layers,
-        }
-        came = "the model came quantized, and what is quantized stays as it is"
-        hint = "compile the float model, or take the quantization out by the recipe 'float'"
-        found += [(key, came, hint) for key, is_asked in asked.items() if is_asked]
-    return tuple(
-        Diagnostic(Code.KEY_UNUSED, key, f"has no effect: {why}", hint) for key, why, hint in found
-    )
 
 
 def check_threads(threads: int | None) -> None:

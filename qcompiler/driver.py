@@ -20,7 +20,6 @@ from qcompiler.arguments import (
     resolve_part_feeds,
     resolve_passes,
     resolve_plan,
-    unused_keys,
 )
 from qcompiler.artifact import Artifact, check_place, model_bytes
 from qcompiler.clock import Clock, Progress
@@ -28,6 +27,7 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.opened import ENCODER
 from qcompiler.garbage import own_garbage
 from qcompiler.guard import all_float, fall_back, is_quantized
+from qcompiler.key_facts import KeyFacts
 from qcompiler.pipeline.contract import Feed, Pass, State
 from qcompiler.pipeline.quantized import quantized_pipeline
 from qcompiler.pipeline.run import Compare, PassTiming, run_pipeline
@@ -39,6 +39,7 @@ from qcompiler.sensitivity.returning import is_wanted
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form, Target
 from qcompiler.tuning.search import Tuned, is_tunable, tune
+from qcompiler.unused_keys import unused_keys
 from qcompiler.verify.check import Checked, check_artifact, refuse_wrong
 from qcompiler.verify.layer_report import with_layers
 
@@ -161,7 +162,8 @@ def qcompile(
             compiled, timings = _lower(reference, state, passes, clock, check, folder)
             if is_wanted(recipe):
                 state.diagnostics.append(_not_searched(opened.source))
-        unused = unused_keys(recipe, opened)
+        facts = KeyFacts(recipe, opened, state, given, calibration is not None)
+        unused = unused_keys(facts)
         state.diagnostics.extend((*opened.diagnostics, *unused, *tuned.diagnostics))
         checked = Checked()
         if recipe.verify.enabled:

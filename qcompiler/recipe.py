@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 
 from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.recipe_keys import keep_said
 from qcompiler.recipe_options import (
     DATA_DRIVEN,
     ActivationName,
@@ -222,12 +223,16 @@ class Recipe(Strict):
         Raises:
             QcError: QC403 unknown key or bad value.
         """
+        if not changes:
+            return self
         merged = _merge(self.model_dump(mode="json"), changes)
-        return self._from_mapping(merged, f"recipe {self.name}") if changes else self
+        made = self._from_mapping(merged, f"recipe {self.name}")
+        keep_said(made, _merge(self.model_dump(exclude_unset=True), changes))
+        return made
 
     @classmethod
-    def _from_mapping(cls, data: Mapping[str, Any], where: str) -> Recipe:
-        data = dict(data)
+    def _from_mapping(cls, given: Mapping[str, Any], where: str) -> Recipe:
+        data = dict(given)
         base = data.pop("base", None)
         if base is not None:
             if not isinstance(base, str) or base not in RECIPES:
@@ -237,9 +242,11 @@ class Recipe(Strict):
             merged = RECIPES[base].model_dump(mode="json")
             data = _merge(merged, {"name": f"{base}+", **data})
         try:
-            return cls.model_validate(data)
+            made = cls.model_validate(data)
         except pydantic.ValidationError as error:
             raise _key_error(error, where) from error
+        keep_said(made, given)
+        return made
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -403,3 +410,5 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(name="float", schemes=(), embeddings=False),
     )
 }
+for _recipe in RECIPES.values():
+    keep_said(_recipe, {})

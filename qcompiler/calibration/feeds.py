@@ -39,6 +39,7 @@ class FeedSource:
     Attributes:
         reiterable: Whether it can be iterated more than once.
         count_hint: How many feeds a pass gives, or None when the source cannot tell.
+        of_text: Whether the feeds were made of text or tokens.
         digest: SHA-256 of names, types, shapes and numbers of all feeds, known once a pass has
             come to its end.
     """
@@ -53,6 +54,7 @@ class FeedSource:
         reiterable: bool,
         count_hint: int | None = None,
         max_samples: int | None = None,
+        of_text: bool = False,
     ) -> None:
         """A source whose passes are ``start()``; users call :func:`open_feeds`.
 
@@ -62,7 +64,9 @@ class FeedSource:
             reiterable: Whether ``start`` may be called again.
             count_hint: Items in a pass, when known.
             max_samples: End a pass after this many feeds.
+            of_text: Whether the items were made of text.
         """
+        self.of_text = of_text
         self.reiterable = reiterable
         self.count_hint = count_hint
         if max_samples is not None and count_hint is not None:

@@ -99,7 +99,9 @@ def open_text(
                 Code.FEW_SAMPLES, _WHERE, message, "give more text, or lower text.samples", values
             ),
         )
-    source = FeedSource(lambda: iter(feeds), model.specs, reiterable=True, count_hint=len(feeds))
+    source = FeedSource(
+        lambda: iter(feeds), model.specs, reiterable=True, count_hint=len(feeds), of_text=True
+    )
     return source, said
 
 

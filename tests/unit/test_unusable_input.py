@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler.artifact
 from qcompiler import Artifact, Code, Plan, QcError, qcompile
-from qcompiler_models import tiny
 
 FORCED = {"base": "static-int8", "force": True, "verify": {"guard": False}}
 RNG = np.random.default_rng(0)
@@ -468,22 +467,3 @@ def test_an_artifact_for_another_machine_is_written_and_said_to_be_unverified(
     if not (set(load_target(target).isa) <= host_flags() and target.startswith("cpu")):
         assert Code.NOT_VERIFIED in {item.code for item in artifact.report.diagnostics}
     shutil.rmtree(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("encoder", "float"), ("text", {"length": 64}), ("bits_budget", 5.0)]
-)
-def test_keys_that_do_not_concern_the_model_are_told(key: str, value: Any) -> None:
-    model = tiny.mlp()
-    if key == "bits_budget":  # of which a model that comes quantized gives nothing to spend
-        model = qcompile(model, "cpu-vnni", FORCED, tiny.feeds("mlp"), form="qdq").model
-    recipe = {"base": "dynamic-int8", "verify": {"enabled": False}}
-    told = [qcompile(model, "cpu-vnni", given).report for given in (recipe, {**recipe, key: value})]
-    unused = [[d.where for d in r.diagnostics if d.code is Code.KEY_UNUSED] for r in told]
-    assert unused == [[], [key]]
-
-
-def test_recipes_of_language_models_are_not_told_of_their_own_text() -> None:
-    recipe = {"base": "w4-autoround-best", "weights": {"algorithm": "rtn"}}
-    report = qcompile(tiny.mlp(), "cpu-vnni", recipe, tiny.feeds("mlp")).report
-    assert Code.KEY_UNUSED not in {item.code for item in report.diagnostics}
