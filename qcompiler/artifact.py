@@ -16,8 +16,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +27,20 @@ from google.protobuf.message import DecodeError
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.opened import ENCODER
 from qcompiler.ir.inline import inlined
+from qcompiler.output_folder import MANIFEST, check_place, lift, staging_prefix, swap
 from qcompiler.pipeline.contract import Feed
 from qcompiler.plan import Plan
 from qcompiler.report.model import Report
 from qcompiler.runtime.inputs import InputSpec, check_feed, input_specs
 from qcompiler.runtime.settings import SessionSettings
-from qcompiler.scratch import Scratch, clear_stale
+from qcompiler.scratch import Scratch
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Artifact", "check_place", "model_bytes"]
+__all__ = ["Artifact", "model_bytes"]
 
-MODEL, PLAN, REPORT, MANIFEST = "model.onnx", "plan.json", "report.json", "manifest.json"
+MODEL, PLAN, REPORT = "model.onnx", "plan.json", "report.json"
 _DATA = f"{MODEL}.data"
 _FORMAT = 1
 _INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself
@@ -120,14 +119,14 @@ class Artifact:
             inside = final.is_dir() and not (final / MANIFEST).is_file()
             home = final if inside else final.parent
             home.mkdir(parents=True, exist_ok=True)
-            scratch = Scratch(home, _staging_prefix(final))
+            scratch = Scratch(home, staging_prefix(final))
             staging = scratch.folder / "artifact"
             staging.mkdir()
             self._write(staging)
             if inside:
-                _lift(staging, final)
+                lift(staging, final)
             else:
-                _swap(staging, final)
+                swap(staging, final)
         except OSError as error:
             raise QcError(
                 Code.NOT_WRITABLE,
@@ -230,10 +229,6 @@ class Artifact:
             raise _damaged(root, f"{type(error).__name__}: {error}") from error
 
 
-def _staging_prefix(final: pathlib.Path) -> str:
-    return f".{final.name[:100]}.new."
-
-
 def model_bytes(model: ir.Model) -> int:
     """Bytes of all constants of the model, nested bodies included; shared tensors count once."""
     from qcompiler.ir.walk import all_graphs
@@ -246,86 +241,10 @@ def model_bytes(model: ir.Model) -> int:
     return sum(tensors.values())
 
 
-def check_place(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The real path of a folder that an artifact may be saved to; nothing is made there yet.
-
-    What a killed compile left there half-written is removed.
-
-    Raises:
-        QcError: QC706, it is a file, holds other files, or cannot be looked into.
-    """
-    if not isinstance(folder, str | os.PathLike):
-        raise QcError(
-            Code.NOT_WRITABLE,
-            "output",
-            f"found a {type(folder).__name__}, wanted a path",
-            "give the path of an empty or new folder",
-        )
-    try:
-        final = pathlib.Path(os.path.realpath(folder))
-        is_file = final.is_file()
-        if final.is_dir():
-            clear_stale(final, _staging_prefix(final))
-        foreign = final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise QcError(
-            Code.NOT_WRITABLE, str(folder), f"cannot be used: {reason}", "choose another folder"
-        ) from error
-    if is_file:
-        raise QcError(
-            Code.NOT_WRITABLE, str(folder), "is a file, wanted a folder", "choose another name"
-        )
-    if foreign:
-        raise QcError(
-            Code.NOT_WRITABLE,
-            str(folder),
-            "holds other files and is not an artifact",
-            "choose an empty or new folder",
-        )
-    return final
-
-
-def _lift(staging: pathlib.Path, final: pathlib.Path) -> None:
-    """Move the files of ``staging`` up into ``final``, the manifest last: without it there is none.
-
-    An empty folder that is there already may be a mount point or somebody's working directory,
-    which cannot be renamed.
-    """
-    moved = []
-    try:
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
-            moved.append(path.replace(final / path.name))  # noqa: PERF401 - read on failure
-    except OSError:
-        for path in moved:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        raise
-
-
 def _damaged(path: pathlib.Path, what: str) -> QcError:
     return QcError(
         Code.NOT_ARTIFACT, str(path), f"is damaged: {what}", "compile it again with this version"
     )
-
-
-def _swap(staging: pathlib.Path, final: pathlib.Path) -> None:
-    """Rename ``staging`` to ``final``; what was there is put back when the rename fails."""
-    if not final.exists():
-        staging.rename(final)
-        return
-    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.old.", dir=final.parent))
-    try:
-        final.rename(old / "was")
-        try:
-            staging.rename(final)
-        except OSError:
-            (old / "was").rename(final)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _digest(path: pathlib.Path) -> str:

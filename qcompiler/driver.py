@@ -21,13 +21,14 @@ from qcompiler.arguments import (
     resolve_passes,
     resolve_plan,
 )
-from qcompiler.artifact import Artifact, check_place, model_bytes
+from qcompiler.artifact import Artifact, model_bytes
 from qcompiler.clock import Clock, Progress
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.opened import ENCODER
 from qcompiler.garbage import own_garbage
 from qcompiler.guard import all_float, fall_back, is_quantized
 from qcompiler.key_facts import KeyFacts
+from qcompiler.output_folder import check_place
 from qcompiler.pipeline.contract import Feed, Pass, State
 from qcompiler.pipeline.quantized import quantized_pipeline
 from qcompiler.pipeline.run import Compare, PassTiming, run_pipeline
@@ -116,7 +117,7 @@ def qcompile(
     check_threads(threads)
     check_metric(metric, recipe)
     if output is not None:
-        check_place(output)  # before minutes of work, not after
+        check_place(output, keep_out=(dump, work))  # before minutes of work, not after
     with clock("open"):
         from qcompiler.frontends import open_model
 

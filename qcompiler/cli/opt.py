@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 
 import onnx_ir as ir
@@ -52,12 +53,18 @@ def run_opt(
 
 def _save(model: ir.Model, output: pathlib.Path) -> None:
     """Write an ONNX file under another name, then rename it: nothing half-written stays."""
+    if output.exists() and not output.is_file():  # a device would give way to the model
+        what = "folder" if output.is_dir() else "device"
+        raise QcError(
+            Code.NOT_WRITABLE, str(output), f"is a {what}, wanted a file", "choose another name"
+        )
     partial = output.with_name(f".{output.name}.partial")
     try:
         ir.save(inlined(model), partial)
         partial.replace(output)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise QcError(
             Code.NOT_WRITABLE,
             str(output),

@@ -92,8 +92,11 @@ def export_checkpoint(
     writer = WRITERS[format](matched)
     weights = weights_of.with_base(weights_of.from_folder(source), family)
     entries = list(_entries(weights, matched, writer))
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.", dir=final.parent))
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staging = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name[:100]}.", dir=final.parent))
+    except OSError as error:
+        raise _not_writable(folder, f"cannot be written: {error.strerror or error}") from error
     try:
         staging.chmod(0o755)
         write_shards(staging, entries)
@@ -153,7 +156,7 @@ def _differences(matched: Matched, writer: Writer, format: Format) -> Iterator[D
 
 def _place(folder: str | os.PathLike[str]) -> pathlib.Path:
     final = pathlib.Path(os.path.realpath(folder))
-    if final.is_file():
+    if final.exists() and not final.is_dir():
         raise _not_writable(folder, "is a file, wanted a folder")
     if final.is_dir() and any(final.iterdir()):
         raise _not_writable(folder, "is not empty")

@@ -72,8 +72,11 @@ def write_page(report: Report, plan: Plan, path: str | os.PathLike[str]) -> path
         QcError: QC706, the place cannot be written.
     """
     final = pathlib.Path(path)
-    if final.is_dir():
-        raise QcError(Code.NOT_WRITABLE, str(final), "is a folder, wanted the name of a file")
+    if final.exists() and not final.is_file():  # a device would give way to the page
+        what = "folder" if final.is_dir() else "device"
+        raise QcError(
+            Code.NOT_WRITABLE, str(final), f"is a {what}, wanted a file", "choose another name"
+        )
     text = report_page(report, plan)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import pathlib
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from qcompiler.artifact import Artifact, model_bytes
+from qcompiler.cli.opt import run_opt
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import name_everything
 from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.report.model import Report, coverage
+from qcompiler.report.page import write_page
 from qcompiler.runtime.settings import SessionSettings
 
 TEXT = """
@@ -54,11 +60,73 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_older_artifact_is_replaced_and_nothing_is_left_beside(tmp_path: pathlib.Path) -> None:
-    an_artifact().save(tmp_path / "out")
-    (tmp_path / "out" / "stale.txt").write_text("old")
+    older = dataclasses.replace(an_artifact(), companions={"vocabulary.txt": b"a b"})
+    older.save(tmp_path / "out")
     an_artifact().save(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert not (tmp_path / "out" / "stale.txt").exists()
+    assert not (tmp_path / "out" / "vocabulary.txt").exists()
+
+
+def test_files_beside_an_artifact_in_its_folder_are_not_lost(tmp_path: pathlib.Path) -> None:
+    an_artifact().save(tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("dear")
+    with pytest.raises(QcError, match=r"other files than an artifact's: notes\.txt"):
+        an_artifact().save(tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "dear"
+
+
+def test_a_manifest_of_something_else_is_no_artifact(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(QcError, match="holds other files"):
+        an_artifact().save(tmp_path)
+    assert (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("before", ["nothing", "empty", "artifact"])
+def test_ctrl_c_between_two_renames_leaves_what_was_there(
+    before: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if before == "empty":
+        out.mkdir()
+    elif before == "artifact":
+        an_artifact().save(out)
+    was = sorted(path.name for path in tmp_path.rglob("*"))
+    monkeypatch.setattr(pathlib.Path, "replace", stop_at(pathlib.Path.replace, "model.onnx"))
+    monkeypatch.setattr(pathlib.Path, "rename", stop_at(pathlib.Path.rename, "artifact"))
+    with pytest.raises(KeyboardInterrupt):
+        an_artifact().save(out)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == was
+    an_artifact().save(out)
+
+
+def stop_at(move: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``move``, but Ctrl-C is pressed when a path of this name comes."""
+
+    def moved(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+        if path.name == name:
+            raise KeyboardInterrupt
+        return move(path, target)  # type: ignore[no-any-return]
+
+    return moved
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_device_is_not_replaced(tmp_path: pathlib.Path) -> None:
+    device = tmp_path / "device"
+    os.mkfifo(device)
+    artifact = an_artifact()
+    model = artifact.save(tmp_path / "out") / "model.onnx"
+    for write in (
+        lambda: artifact.save(device),
+        lambda: write_page(artifact.report, artifact.plan, device),
+        lambda: run_opt(str(model), "", "cpu", None, None, device),
+    ):
+        with pytest.raises(QcError) as error:
+            write()
+        assert error.value.code is Code.NOT_WRITABLE
+        assert device.is_fifo()
 
 
 def test_a_folder_with_other_files_is_not_overwritten(tmp_path: pathlib.Path) -> None:
