@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from learning import FEEDS, error_of
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler_models import tiny
 
 WEIGHTS = {"group_size": 16, "symmetric": True, "bits": 2}
-FEEDS = tiny.feeds("transformer", 6)
 
 
 def compiled(algorithm="autoround", feeds=FEEDS, work=None, **options):
@@ -24,12 +24,6 @@ def compiled(algorithm="autoround", feeds=FEEDS, work=None, **options):
         "autoround": {"iters": 40, "batch_size": 2, **options},
     }
     return qcompile(tiny.transformer(layers=4), "cpu-vnni", recipe, feeds, work=work)
-
-
-def error_of(artifact):
-    plain = qcompile(tiny.transformer(layers=4), "cpu-vnni", "float")
-    pairs = [(artifact.run(feed), plain.run(feed)) for feed in FEEDS]
-    return sum(float(np.square(a[k] - b[k]).sum()) for a, b in pairs for k in b)
 
 
 def test_it_is_nearer_to_float_than_rounding_to_nearest():

@@ -7,11 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from learning import FEEDS, error_of
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler_models import tiny
-
-FEEDS = tiny.feeds("transformer", 6)
 
 
 def compiled(algorithm="teq", feeds=FEEDS, **options):
@@ -22,12 +21,6 @@ def compiled(algorithm="teq", feeds=FEEDS, **options):
         "teq": {"iters": 40, "batch_size": 2, "lr": 0.05, "insert": True, **options},
     }
     return qcompile(tiny.transformer(layers=4), "cpu-vnni", recipe, feeds, check=True)
-
-
-def error_of(artifact):
-    plain = qcompile(tiny.transformer(layers=4), "cpu-vnni", "float")
-    pairs = [(artifact.run(feed), plain.run(feed)) for feed in FEEDS]
-    return sum(float(np.square(a[k] - b[k]).sum()) for a, b in pairs for k in b)
 
 
 def test_it_is_nearer_to_float_than_rounding_to_nearest():
