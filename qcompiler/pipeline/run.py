@@ -110,13 +110,12 @@ def run_pipeline(
     check_order(passes, state)
     state.progress = progress
     timings = []
-    observed = check or dump is not None
+    text = model_text(model) if check or dump is not None else ""
     users = user_nodes(model)
     collect_names(model)
     for index, item in enumerate(passes):
         if progress is not None:
             progress(item.name)
-        before_text = model_text(model) if observed else ""
         before_model = model.clone() if check and item.exact and compare else None
         started = time.perf_counter()
         try:
@@ -143,10 +142,14 @@ def run_pipeline(
             )
         )
         _LOG.debug("%s: %.3f s, modified %s", item.name, seconds, result.modified)
+        before_text = text
+        if check or (dump is not None and result.modified):
+            text = model_text(model)
         if dump is not None and result.modified:
-            _dump(dump, index, item, seconds, before_text, model_text(model))
+            _dump(dump, index, item, seconds, before_text, text)
         if check:
-            _check(item, model, state, result.modified, before_text, before_model, compare)
+            changed = text != before_text
+            _check(item, model, state, result.modified, changed, before_model, compare)
     return timings
 
 
@@ -181,12 +184,11 @@ def _check(
     model: ir.Model,
     state: State,
     modified: bool,
-    before_text: str,
+    changed: bool,
     before_model: ir.Model | None,
     compare: Compare | None,
 ) -> None:
-    after_text = model_text(model)
-    if modified != (after_text != before_text):
+    if modified != changed:
         said = "modified" if modified else "not modified"
         raise QcError(Code.PASS_CONTRACT, item.name, f"says {said}; the text says otherwise")
     if item.phase in (Phase.DECIDE, Phase.MEASURE, Phase.WEIGHTS) and modified:
