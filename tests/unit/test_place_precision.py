@@ -385,6 +385,71 @@ def test_a_rule_on_bits_stores_a_small_table_in_them(bits: int) -> None:
     assert f"u{bits}g16" in str(plan.nodes["look"].inputs[0])
 
 
+def test_a_rule_on_bits_wins_over_tables_in_float() -> None:
+    model = graph("[look] y = Gather(T, x)", TABLE)
+    rule = {"match": "look", "bits": 4, "group_size": 16}
+    weights = {"base": "weight-int4", "embeddings": False, "rules": [rule]}
+    state = planned(model, weights)
+    assert kernels(state.plan) == {"look": "gather-weight-blocks"}
+    assert not state.diagnostics
+
+
+def test_a_table_that_cannot_have_the_bits_of_a_rule_is_told() -> None:
+    model = graph("[look] y = Gather(T, x)", "int64[2,8] x, float[20000,24] T")
+    rule = {"match": "look", "bits": 4, "group_size": 16}
+    state = planned(model, {**WEIGHT4, "rules": [rule]})
+    assert kernels(state.plan) == {"look": "gather-weight"}
+    (told,) = state.diagnostics
+    assert (told.code, told.where) == (Code.GROUP_SIZE, "look")
+    assert "rows of 24" in told.message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rules", "told"),
+    [
+        ("weight-int4", [{"match": "fc", "bits": 8, "group_size": 16}], {}),
+        (
+            "weight-int4",
+            [{"match": "fc", "bits": 8, "scheme": "float"}],
+            {"rules[0].bits": "in float"},
+        ),
+        (
+            "weight-int4",
+            [{"match": "fc", "group_size": 1}],
+            {"rules[0].group_size": "group size 1"},
+        ),
+        ("static-int8", [{"match": "fc", "bits": 4}], {"rules[0].bits": "'weight'"}),
+        (
+            "static-int8",
+            [{"match": "fc", "bits": 4, "group_size": 16, "scheme": "weight", "force": True}],
+            {},
+        ),
+        (
+            "static-int8",
+            [{"match": "fc", "bits": 4, "group_size": 16, "scheme": "weight"}],
+            {"rules[0].bits, group_size": "cost"},
+        ),
+        ("static-int8", [{"op": "Relu", "algorithm": "hqq"}], {"rules[0].algorithm": "no layer"}),
+        (
+            "static-int8",
+            [{"match": "fc", "scheme": "float"}, {"op": "MatMul"}],
+            {"rules[0]": "later rules"},
+        ),
+    ],
+)
+def test_rules_that_change_no_weight_and_rules_behind_others_are_told(
+    recipe: str, rules: list, told: dict[str, str]
+) -> None:
+    model = graph(
+        "[fc] z = MatMul(x, W)  [act] y = Relu(z)", "float[8,16] x, float[16,16] W", "float[8,16] y"
+    )
+    state = planned(model, {"base": recipe, "rules": rules}, CPU_AMX)
+    found = {d.where: d.message for d in state.diagnostics if d.code is Code.KEY_UNUSED}
+    assert found.keys() == told.keys()
+    for where, word in told.items():
+        assert word in found[where]
+
+
 def test_a_table_that_something_else_reads_stays_float() -> None:
     body = "[look] e = Gather(T, x)  [turn] t = Transpose(T)  [head] y = MatMul(e, t)"
     plan = planned(graph(body, TABLE, "float y")).plan

@@ -22,6 +22,7 @@ from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
 from qcompiler_passes.decide.ties import follow_ties
+from qcompiler_passes.decide.unheard_rules import unheard_rules
 from qcompiler_passes.decide.units import Unit, survey
 from qcompiler_passes.decide.weight_forms import weight_forms
 from qcompiler_passes.decide.wishes import Wish, allot, pin, wishes_of
@@ -58,7 +59,8 @@ class PlacePrecision(Pass):
             check_plan(state.plan, model, state)
             return PassResult(modified=False)
         recipe, target = state.recipe, state.target
-        wishes = pin(wishes_of(all_nodes(model), recipe, state.removed), state.pinned)
+        asked = wishes_of(all_nodes(model), recipe, state.removed)
+        wishes = pin(asked, state.pinned)
         wishes = pin(wishes, input_layers(model.graph, wishes))
         wishes = allot(wishes, state.bits)
         wishes = follow_ties(model.graph, wishes)
@@ -85,6 +87,7 @@ class PlacePrecision(Pass):
         diagnostics += _references(solution, target)
         diagnostics += weight_forms(units, solution, state.shapes, state.form)
         diagnostics += _per_tensor(units, solution, state)
+        diagnostics += unheard_rules(recipe.rules, asked, units, solution, target)
         state.plan = assemble(model, units, solution, state, prices)
         return PassResult(modified=False, diagnostics=diagnostics)
 

@@ -179,9 +179,10 @@ class Rows:
             if wish.kernel == row.id:
                 return self._other_activation(row)
             return Refusal(Code.NOT_SELECTED, f"the recipe asks for {wish.kernel}")
-        if row.op == "Gather" and not self.embeddings and not wish.is_demand:
+        wanted = self.embeddings or wish.is_demand or wish.says_bits
+        if row.op == "Gather" and not wanted:
             return Refusal(Code.NOT_SELECTED, "the recipe keeps tables in float (embeddings)")
-        by_default = row.op == "Gather" and self.embeddings and bool(wish.schemes)
+        by_default = row.op == "Gather" and bool(wish.schemes)
         if row.scheme not in wish.schemes and not (by_default and not wish.is_demand):
             return Refusal(
                 Code.NOT_SELECTED,
