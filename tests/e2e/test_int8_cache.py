@@ -42,6 +42,7 @@ def steps(artifact: Artifact, ids: np.ndarray, first: int) -> tuple[list[np.ndar
     return logits, past
 
 
+@pytest.mark.timed
 def test_a_form_that_is_dropped_takes_its_cache_along(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True, True, False, False])  # of the quantized form twice, then of float
     monkeypatch.setattr(Checked, "slower_than", lambda *_: next(answers))
@@ -113,6 +114,7 @@ def test_genai_keeps_it_in_both_branches_of_prefill(tmp_path: pathlib.Path) -> N
     assert list(generator.get_sequence(0)[20:]) == made
 
 
+@pytest.mark.timed
 def test_it_is_timed_and_verified_beside_float(tmp_path: pathlib.Path) -> None:
     for kind in (None, "int8-channel"):
         compiled("llama", kind).save(tmp_path / str(kind))
