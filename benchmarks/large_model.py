@@ -3,6 +3,7 @@
 Writes a Llama-shaped folder of random float16 weights (3 B parameters by default, 6 GB; kept in the
 cache), then compiles it in a process of its own for each recipe. What rounds by data gets windows
 of 512 random tokens; ``--layers 2,3 --recipes w4-gptq`` tells what one more block costs.
+``w4-rtn:4.5`` chooses bits of 3 to 6 by layer under that budget.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ def main() -> None:
 
 def _compiled(name: str, folder: pathlib.Path, data: pathlib.Path, place: pathlib.Path) -> str:
     """What it took, in words."""
-    made = place / name
+    made = place / name.replace(":", "-")
+    base, _, budget = name.partition(":")
+    recipe = {"base": base, "verify": {"enabled": False}}
+    if budget:
+        recipe |= {"bits_budget": float(budget), "bits_choices": [3, 4, 5, 6]}
     try:
         done = run_job(pathlib.Path(sys.executable), "compile_ours.py", {
             "model": str(folder), "output": str(made), "form": None,
-            "recipe": {"base": name, "verify": {"enabled": False}},
-            "calibration": str(data) if name in _NEED_DATA else None,
+            "recipe": recipe,
+            "calibration": str(data) if budget or base in _NEED_DATA else None,
         }, _SECONDS)  # fmt: skip
     except JobError as error:
         return f"failed: {error}"

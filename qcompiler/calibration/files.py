@@ -47,7 +47,7 @@ def open_file(path: pathlib.Path, specs: Sequence[InputSpec]) -> Opened:
             "calibration",
             f"found a string of {len(str(path))} characters, which is no path: {error.strerror}",
             "give texts as a list of strings, or the path of a file",
-        ) from error
+        ) from None
     if is_folder:
         files = sorted(item for item in path.iterdir() if item.suffix.lower() in _SUFFIXES)
         if not files:

@@ -7,7 +7,7 @@ torch; nothing that ``import qcompiler`` reaches may import it at its top.
 
 from __future__ import annotations
 
-from qcompiler.lift.build import block_inputs, block_outputs, lift, liftable
+from qcompiler.lift.build import block_inputs, block_outputs, lift, liftable, refusals
 from qcompiler.lift.lifted import Lifted, commit
 from qcompiler.lift.operands import array_to_torch
 from qcompiler.lift.operators import OPERATORS
@@ -33,4 +33,5 @@ __all__ = [
     "fake_quantize",
     "lift",
     "liftable",
+    "refusals",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from qcompiler.lift.lifted import Lifted
 from qcompiler.lift.operands import numpy_to_torch
 from qcompiler.lift.operators import Signature, find, signature_of
 
-__all__ = ["block_inputs", "block_outputs", "lift", "liftable"]
+__all__ = ["block_inputs", "block_outputs", "lift", "liftable", "refusals"]
 
 _INLINE = 64  # constant elements that may stand as a list in the graph's code
 
@@ -63,6 +63,18 @@ def lift(
     return builder.finish(outputs)
 
 
+def refusals(nodes: Iterable[ir.Node]) -> dict[ir.Node, QcError]:
+    """The nodes that have no lifted form, each with its refusal (QC302)."""
+    found = {}
+    for node in nodes:
+        try:
+            if node.op_type != "Constant":
+                _Builder([value for value in node.inputs if value is not None], set()).add(node)
+        except QcError as error:
+            found[node] = error
+    return found
+
+
 def liftable(graph: ir.Graph) -> tuple[list[ir.Node], dict[ir.Node, QcError]]:
     """The nodes of a graph that :func:`lift` takes, and why it does not take the others.
 
@@ -70,21 +82,14 @@ def liftable(graph: ir.Graph) -> tuple[list[ir.Node], dict[ir.Node, QcError]]:
         The nodes that neither are refused nor stand behind one that is, in graph order; and of all
         others, the refusal (QC302) of themselves or of a node that they stand behind.
     """
-    taken: list[ir.Node] = []
-    left: dict[ir.Node, QcError] = {}
+    own, left = refusals(graph), dict[ir.Node, QcError]()
     for node in graph:
         producers = (value.producer() for value in node.inputs if value is not None)
-        refusal = next((left[item] for item in producers if item in left), None)
-        try:
-            if refusal is None and node.op_type != "Constant":
-                _Builder([value for value in node.inputs if value is not None], set()).add(node)
-        except QcError as error:
-            refusal = error
-        if refusal is None:
-            taken.append(node)
-        else:
+        before = next((left[item] for item in producers if item in left), None)
+        refusal = before or own.get(node)
+        if refusal is not None:
             left[node] = refusal
-    return taken, left
+    return [node for node in graph if node not in left], left
 
 
 def block_inputs(nodes: Sequence[ir.Node]) -> tuple[ir.Value, ...]:

@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
-import torch
-from torch import Tensor, nn
 
-from qcompiler.lift import array_to_torch, lift
+from qcompiler.analysis.blocks import repeated_blocks
+from qcompiler.calibration.padding import Padding
+from qcompiler.lift import array_to_torch
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
+from qcompiler.runtime.session import open_session, run
 from qcompiler.sensitivity.gradients import is_logits
+from qcompiler.stages.cut import Site, Stage
+from qcompiler.stages.spans import finals, spans
+from qcompiler.stages.spool import Spool
+from qcompiler.stages.walk import MEMORY, SETTINGS, advance, stage_model, store_inputs
 
 __all__ = ["divergences"]
 
 
-class _Slot(nn.Module):  # type: ignore[misc]
-    """Stands between a weight and its readers, who see what is put into it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounded: QTensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.rounded is None else torch.from_numpy(self.rounded.dequantize()).to(x)
-
-
 def divergences(
-    graph: ir.Graph, feeds: Sequence[Feed], trials: Sequence[Mapping[ir.Value, QTensor]]
+    model: ir.Model,
+    feeds: Iterable[Feed],
+    trials: Sequence[Mapping[Site, QTensor]],
+    *,
+    memory: int = MEMORY,
+    progress: Callable[[str], None] | None = None,
 ) -> list[float]:
-    """Distance of the outputs from the float graph's, for each trial; by forward passes alone.
+    """Distance of the outputs from the float model's, for each trial; by forward passes alone.
+
+    The passes go block by block, all trials side by side: one block's weights are in memory, and a
+    trial is run from the block on in which it first differs.
 
     Args:
-        graph: The float graph.
+        model: In float, nodes in topological order; left as it is.
         feeds: Some samples.
-        trials: Rounded weights in place of constants ``[K, N]``; what one leaves out stays float.
+        trials: Rounded weights ``[K, N]``; what one leaves out stays float.
+        memory: Bytes of values between blocks held in memory; what is more goes to files.
+        progress: Takes a line per block.
 
     Returns:
         What :func:`~qcompiler.sensitivity.gradients.weight_damages` foretells of small errors: of
@@ -43,32 +51,74 @@ def divergences(
         squared error as a share of its square; their sum, and its mean over the feeds.
 
     Raises:
-        QcError: QC302, an operator has no differentiable form.
+        QcError: QC201 no feed; QC607 the runtime cannot run a block; QC706 disk full.
     """
-    lifted = lift(graph)
-    rounded = dict.fromkeys(value for trial in trials for value in trial)
-    slots = {value: _Slot() for value in rounded if value in lifted.values}
-    for value, slot in slots.items():
-        lifted.put_behind(value, slot)
+    stages = [stage for stage in spans(model.graph, repeated_blocks(model.graph)) if stage.nodes]
     totals = [0.0] * len(trials)
-    with torch.no_grad():
-        for feed in feeds:
-            given = [array_to_torch(feed[value.name or ""]) for value in lifted.inputs]
-            for slot in slots.values():
-                slot.rounded = None
-            wanted = lifted(*given)
-            for index, trial in enumerate(trials):
-                for value, slot in slots.items():
-                    slot.rounded = trial.get(value)
-                found = zip(lifted.outputs, wanted, lifted(*given), strict=True)
-                totals[index] += sum(_distance(*item) for item in found)
-    return [total / max(len(feeds), 1) for total in totals]
+    with contextlib.closing(Spool(memory)) as spool:
+        count = len(store_inputs(feeds, model.graph, stages, Padding.of(model, None), spool))
+        for index, stage in enumerate(stages, 1):
+            if progress is not None:
+                progress(f"trials in part {index}/{len(stages)}")
+            ends = finals(stage)
+            given = dataclasses.replace(stage, outputs=tuple({*stage.outputs, *ends}))
+            advance(model, given, {}, spool, count)
+            for number, trial in enumerate(trials):
+                moved = _advance_trial(model, given, number, trial, spool, count)
+                for value in ends if moved else ():
+                    for sample in range(count):
+                        wanted, found = (
+                            spool.get(name, sample)
+                            for name in (value.name or "", _of(number, value))
+                        )
+                        totals[number] += _distance(value, wanted, found)
+                    if value not in stage.outputs:
+                        spool.drop(_of(number, value))
+            over = {*stage.last, *(value for value in ends if value not in stage.outputs)}
+            for value in over:
+                spool.drop(value.name or "")
+                for number in range(len(trials)):
+                    spool.drop(_of(number, value))
+    return [total / count for total in totals]
 
 
-def _distance(value: ir.Value, wanted: Tensor, found: Tensor) -> float:
-    if not isinstance(wanted, Tensor) or not wanted.is_floating_point():  # text passes as it is
+def _of(number: int, value: ir.Value) -> str:
+    """Where the spool has a value as a trial makes it; absent as long as it is that of float."""
+    return f"{value.name} in trial {number}"
+
+
+def _advance_trial(
+    model: ir.Model,
+    stage: Stage,
+    number: int,
+    trial: Mapping[Site, QTensor],
+    spool: Spool,
+    count: int,
+) -> bool:
+    """Run a stage as a trial has it; False where that is no other than in float."""
+    moved = {value for value in stage.inputs if spool.has(_of(number, value))}
+    changed = any((node.name or "", 1) in trial for node in stage.nodes)
+    if not stage.outputs or not (moved or changed):
+        return False
+    session = open_session(stage_model(model, stage, trial, spool), settings=SETTINGS)
+    names = {value.name or "": value for value in stage.outputs}
+    for sample in range(count):
+        feed = {
+            value.name or "": spool.get(
+                _of(number, value) if value in moved else value.name or "", sample
+            )
+            for value in stage.inputs
+        }
+        for name, array in run(session, feed, list(names)).items():
+            spool.put(_of(number, names[name]), sample, array)
+    return True
+
+
+def _distance(value: ir.Value, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    if wanted.dtype.kind != "f":  # text and numbers that index pass as they are
         return 0.0
-    if is_logits(value, wanted):
-        shares, moved = wanted.log_softmax(-1), found.log_softmax(-1)
+    want, got = array_to_torch(wanted).float(), array_to_torch(found).float()
+    if is_logits(value, want):
+        shares, moved = want.log_softmax(-1), got.log_softmax(-1)
         return 2.0 * float((shares.exp() * (shares - moved)).sum())
-    return float((found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-24))
+    return float((got - want).square().sum() / want.square().sum().clamp(min=1e-24))

@@ -16,10 +16,10 @@ from qcompiler.analysis.blocks import Block
 from qcompiler.calibration.padding import Padding
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
-from qcompiler.runtime.session import open_session, run
-from qcompiler.stages.cut import Site, Stage, reads, stages_of
+from qcompiler.stages.cut import Site, Stage
+from qcompiler.stages.spans import finals, spans
 from qcompiler.stages.spool import Spool
-from qcompiler.stages.walk import MEMORY, SETTINGS, stage_model, store_inputs
+from qcompiler.stages.walk import MEMORY, advance, store_inputs
 
 __all__ = ["BlockVisit", "Samples", "walk_blocks"]
 
@@ -112,7 +112,7 @@ def walk_blocks(
             _copy(exact, rounded, value.name or "", len(keeps))
         rows = [None if keep is None else torch.from_numpy(keep) for keep in keeps]
         for index, stage in enumerate(stages):
-            _advance(model, stage, {}, exact, len(keeps))
+            advance(model, stage, {}, exact, len(keeps))
             weights: Mapping[Site, QTensor] = {}
             if index:
                 block = blocks[index - 1]
@@ -129,7 +129,7 @@ def walk_blocks(
                         keep=rows,
                     )
                 )
-                _advance(model, stage, weights, rounded, len(keeps))
+                advance(model, stage, weights, rounded, len(keeps))
             else:
                 for value in stage.outputs:
                     _copy(exact, rounded, value.name or "", len(keeps))
@@ -140,43 +140,11 @@ def walk_blocks(
 
 
 def _stages_of_blocks(graph: ir.Graph, blocks: Sequence[Block]) -> list[Stage]:
-    """Stage 0 is what comes before the first block, stage ``i`` ends with block ``i - 1``.
-
-    A node between blocks runs in the stage of the block before it. What only the end of the graph
-    reads would run in one more stage, which nobody needs.
-    """
-    end = len(blocks) + 1
-    home = {node: index for index, block in enumerate(blocks, 1) for node in block.nodes}
-    made: dict[ir.Value, int] = {}
-    runs: dict[ir.Node, int] = {}
-    for node in graph:
-        before = max((made.get(value, 0) for value in reads(node)), default=0)
-        runs[node] = max(before, home.get(node, 0))
-        made.update(dict.fromkeys(node.outputs, runs[node]))
-    needed: set[ir.Node] = set()
-    for node in reversed(list(graph)):
-        if node in home or any(use.node in needed for out in node.outputs for use in out.uses()):
-            needed.add(node)
-    runs = {node: index if node in needed else end for node, index in runs.items()}
-    *stages, _ = stages_of(graph, runs, end + 1)
+    """The stages up to the last block: nobody needs what only the end of the graph reads."""
+    *stages, _ = spans(graph, blocks)
     if blocks and not stages[-1].outputs:  # the model ends with the last block
-        ends = [out for node in stages[-1].nodes for out in node.outputs if out.is_graph_output()]
-        final = [out for out in ends if not isinstance(out.type, ir.SequenceType | ir.OptionalType)]
-        stages[-1] = dataclasses.replace(stages[-1], outputs=tuple(final))
+        stages[-1] = dataclasses.replace(stages[-1], outputs=finals(stages[-1]))
     return stages
-
-
-def _advance(
-    model: ir.Model, stage: Stage, weights: Mapping[Site, QTensor], spool: Spool, count: int
-) -> None:
-    names = [value.name or "" for value in stage.outputs]
-    if not names:
-        return
-    session = open_session(stage_model(model, stage, weights, spool), settings=SETTINGS)
-    for sample in range(count):
-        feed = {value.name or "": spool.get(value.name or "", sample) for value in stage.inputs}
-        for name, array in run(session, feed, names).items():
-            spool.put(name, sample, array)
 
 
 def _numbers(spool: Spool, values: Sequence[ir.Value]) -> tuple[ir.Value, ...]:

@@ -21,7 +21,7 @@ from qcompiler.runtime.settings import SessionSettings
 from qcompiler.stages.cut import LayerGroup, Site, Stage, constants_of, cut
 from qcompiler.stages.spool import Spool
 
-__all__ = ["MEMORY", "SETTINGS", "Observer", "stage_model", "store_inputs", "walk"]
+__all__ = ["MEMORY", "SETTINGS", "Observer", "advance", "stage_model", "store_inputs", "walk"]
 
 MEMORY = 1 << 30  # bytes of crossing values held in memory, by default
 
@@ -149,6 +149,20 @@ def _run_stage(
                 spool.put(name, sample, array)
     for name in last:
         spool.drop(name)
+
+
+def advance(
+    model: ir.Model, stage: Stage, weights: Mapping[Site, QTensor], spool: Spool, count: int
+) -> None:
+    """Run a stage on all samples: what it reads is in the spool, what it gives goes there."""
+    names = [value.name or "" for value in stage.outputs]
+    if not names:
+        return
+    session = open_session(stage_model(model, stage, weights, spool), settings=SETTINGS)
+    for sample in range(count):
+        feed = {value.name or "": spool.get(value.name or "", sample) for value in stage.inputs}
+        for name, array in run(session, feed, names).items():
+            spool.put(name, sample, array)
 
 
 def stage_model(

@@ -14,7 +14,7 @@ from qcompiler.runtime.session import open_session, run
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.sensitivity.gradients import weight_damages
 from qcompiler.sensitivity.trials import divergences
-from qcompiler_models.tiny import build, feeds
+from qcompiler_models.tiny import build, feeds, transformer
 
 SPEC = QSpec(ir.DataType.UINT4, Granularity.BLOCK, symmetric=True, axis=0, group_size=16)
 
@@ -22,12 +22,14 @@ SPEC = QSpec(ir.DataType.UINT4, Granularity.BLOCK, symmetric=True, axis=0, group
 def rounded_weights(model):
     name_everything(model)
     layers = [n for n in model.graph if n.op_type == "MatMul" and constant(n.inputs[1]) is not None]
-    return {n.inputs[1]: rtn(constant(n.inputs[1]), SPEC) for n in layers}
+    return {(n.name, 1): rtn(constant(n.inputs[1]), SPEC) for n in layers}
 
 
 def outputs_with(model, trial, feed):
-    kept = {value: value.const_value for value in trial}
-    for value, tensor in trial.items():
+    weights = {node.name: node.inputs[1] for node in model.graph if len(node.inputs) > 1}
+    kept = {weights[name]: weights[name].const_value for name, _ in trial}
+    for (name, _), tensor in trial.items():
+        value = weights[name]
         value.const_value = ir.tensor(tensor.dequantize(), name=value.name)
     found = run(open_session(model), feed)
     for value, tensor in kept.items():
@@ -39,7 +41,7 @@ def test_squared_errors_are_shares_of_the_output_and_means_over_feeds():
     model, samples = build("mlp"), feeds("mlp", 3)
     rounded = rounded_weights(model)
     first = dict(list(rounded.items())[:1])
-    found = divergences(model.graph, samples, [first, rounded, {}])
+    found = divergences(model, samples, [first, rounded, {}])
     for trial, measured in zip((first, rounded), found, strict=False):
         shares = []
         for feed in samples:
@@ -68,7 +70,8 @@ def test_logits_are_judged_by_divergence():
 
     p, q = shares(data), shares(tensor.dequantize())
     wanted = 2 * (np.exp(p) * (p - q)).sum()
-    assert divergences(graph, [feed], [{weight: tensor}]) == [pytest.approx(wanted, rel=1e-3)]
+    model = ir.Model(graph, ir_version=10)
+    assert divergences(model, [feed], [{("head", 1): tensor}]) == [pytest.approx(wanted, rel=1e-3)]
 
 
 def test_text_beside_the_numbers_passes_as_it_is():
@@ -89,7 +92,22 @@ def test_text_beside_the_numbers_passes_as_it_is():
     tensor = rtn(data, SPEC)
     error = tensor.dequantize() - data
     wanted = np.sum((x @ error) ** 2) / np.sum((x @ data) ** 2)
-    assert divergences(model.graph, [feed], [{weight: tensor}]) == [pytest.approx(wanted, rel=1e-3)]
     layer = weight.uses()[0].node
-    found = weight_damages(model.graph, [layer], [feed], [4], lambda node, option: error)
+    moved = divergences(model, [feed], [{(layer.name, 1): tensor}])
+    assert moved == [pytest.approx(wanted, rel=1e-3)]
+    found = weight_damages(model, [layer], [feed], [4], lambda node, option: error).found
     assert found[str(layer.name)][4] > 0.0
+
+
+def test_block_by_block_and_through_files_it_is_the_same():
+    model, samples = transformer(layers=3), feeds("transformer", 2)
+    rounded = rounded_weights(model)
+    last = dict(list(rounded.items())[-1:])
+    found = divergences(model, samples, [rounded, last], memory=0)
+    for trial, measured in zip((rounded, last), found, strict=True):
+        shares = []
+        for feed in samples:
+            want, got = outputs_with(model, {}, feed), outputs_with(model, trial, feed)
+            shares.append(sum(np.sum((got[k] - x) ** 2) / np.sum(x**2) for k, x in want.items()))
+        assert measured == pytest.approx(np.mean(shares), rel=1e-3)
+    assert found[0] > found[1] > 0.0

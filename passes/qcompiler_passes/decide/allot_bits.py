@@ -35,8 +35,9 @@ class AllotBits(Pass):
 
     What an option would do to the model's outputs comes from gradients on some of the calibration
     data (:mod:`qcompiler.sensitivity.gradients`), with weights rounded in the layer's own groups
-    without data, which ranks options of other algorithms as well. The choice is exact. Layers whose
-    rule says the bits keep them, and count.
+    without data, which ranks options of other algorithms as well. Where an operator behind a layer
+    lets no gradient through (LSTM, If, Loop) each of its options is tried. The choice is exact.
+    Layers whose rule says the bits keep them, and count.
 
     Gradients know small errors: they make light of those of few bits, and the choice falls on what
     they underrate. So several choices are made, fewer bits than all could have being taken for one
@@ -52,8 +53,8 @@ class AllotBits(Pass):
         """Fill ``state.bits``; the model is untouched.
 
         Raises:
-            QcError: QC302 an operator has no differentiable form; QC405 the budget is too small, or
-                no layer may choose; QC410 there is no data; QC411 torch is not installed.
+            QcError: QC405 the budget is too small, or no layer may choose; QC410 there is no data;
+                QC411 torch is not installed.
         """
         key = _budget_key(state.recipe)
         if key is None or state.plan is not None:
@@ -77,11 +78,13 @@ class AllotBits(Pass):
         feeds = CountedFeeds(_again(state, key) if open_layers else ())
         samples = list(itertools.islice(feeds, _SAMPLES))
         damages = {name: dict.fromkeys(layer.specs, 0.0) for name, layer in layers.items()}
+        tried = ""
         if open_layers:
-            damages |= _damages(model, open_layers, rounding, samples, key, state.recipe.seed)
+            found, tried = _damages(model, open_layers, rounding, samples, key, state)
+            damages |= found
         even = _even_bits(layers, costs, budget)
         choices = _choices(damages, costs, budget, even)
-        moved = _moved(model, rounding, choices, samples)
+        moved = _moved(model, rounding, choices, samples, state)
         best = moved.index(min(moved))
         chosen = state.bits = choices[best]
         compared = _compared(moved, best, even)
@@ -93,7 +96,7 @@ class AllotBits(Pass):
             Code.BITS_ALLOTTED,
             key,
             f"{taken / _MEGABYTE:.3f} MB, {mean:.3f} bits per weight, scales included, within"
-            f" {getattr(state.recipe, key):g}: {shown}{compared}",
+            f" {getattr(state.recipe, key):g}: {shown}{compared}{tried}",
             "",
             {"bits": chosen, "mean": mean, "bytes": taken, "damages": damages, "moved": moved},
         )
@@ -138,11 +141,12 @@ def _damages(
     rounding: BitRounding,
     samples: Sequence[Feed],
     key: str,
-    seed: int,
-) -> dict[str, dict[int, float]]:
-    """What each option of each layer does to the outputs, to first order."""
+    state: State,
+) -> tuple[dict[str, dict[int, float]], str]:
+    """What each option of each layer does to the outputs, and a word on how that was found out."""
     try:
         from qcompiler.sensitivity.gradients import weight_damages
+        from qcompiler.sensitivity.trials import divergences
     except ImportError as missing:
         raise QcError(
             Code.USAGE,
@@ -154,10 +158,24 @@ def _damages(
     rounding.prepare(layers)
     options = sorted({bits for layer in layers.values() for bits in layer.specs})
     nodes = [layer.node for layer in layers.values()]
-    found = weight_damages(model.graph, nodes, samples, options, rounding.error, seed=seed)
-    return {
-        name: {bits: found[name][bits] for bits in layer.specs} for name, layer in layers.items()
+    damages = weight_damages(
+        model, nodes, samples, options, rounding.error,
+        seed=state.recipe.seed, progress=state.progress,
+    )  # fmt: skip
+    found = {
+        name: {bits: of_layer[bits] for bits in layers[name].specs}
+        for name, of_layer in damages.found.items()
     }
+    if not damages.unreached:
+        return found, ""
+    names = [str(node.name) for node in damages.unreached]
+    alone = [(name, bits) for name in names for bits in layers[name].specs]
+    trials = [rounding.trial({name: bits}) for name, bits in alone]
+    moved = divergences(model, samples[:_TRIED], trials, progress=state.progress)
+    for (name, bits), damage in zip(alone, moved, strict=True):
+        found.setdefault(name, {})[bits] = damage
+    why = next(iter(damages.unreached.values())).diagnostic
+    return found, f"; {len(names)} layers tried, {why.where} has no gradient ({why.message})"
 
 
 def _moved(
@@ -165,13 +183,15 @@ def _moved(
     rounding: BitRounding,
     choices: Sequence[Mapping[str, int]],
     samples: Sequence[Feed],
+    state: State,
 ) -> list[float]:
     """How far the outputs move under each choice; not asked where there is only one."""
     if len(choices) == 1:
         return [0.0]
     from qcompiler.sensitivity.trials import divergences
 
-    return divergences(model.graph, samples[:_TRIED], [rounding.trial(item) for item in choices])
+    trials = [rounding.trial(item) for item in choices]
+    return divergences(model, samples[:_TRIED], trials, progress=state.progress)
 
 
 def _compared(moved: Sequence[float], best: int, even: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -17,6 +18,9 @@ from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import State
 from qcompiler.schemes import Granularity, QSpec
+from qcompiler.stages.cut import Site
+from qcompiler.stages.store import WeightStore
+from qcompiler.stages.walk import MEMORY
 from qcompiler.targets.schema import Scheme
 from qcompiler_passes.decide.rows import Rows
 from qcompiler_passes.decide.ties import follow_tie
@@ -117,22 +121,33 @@ def _spec(rows: Rows, node: ir.Node, wish: Wish, bits: int) -> QSpec | None:
 
 
 class BitRounding:
-    """Layers rounded under their options, each once and without data; a byte an element."""
+    """Layers rounded under their options, each once and without data.
 
-    def __init__(self, layers: Mapping[str, BitLayer], state: State) -> None:
+    They take a byte an element: what is more than ``memory`` bytes waits in a temporary folder.
+    """
+
+    def __init__(self, layers: Mapping[str, BitLayer], state: State, memory: int = MEMORY) -> None:
         self._layers = layers
         self._state = state
-        self._done: dict[tuple[str, int], QTensor] = {}
+        self._held: dict[tuple[str, int], QTensor] = {}
+        self._room = memory
+        self._store: WeightStore | None = None
+        self._lock = threading.Lock()
 
     def of(self, name: str, bits: int) -> QTensor:
         """The layer's weight in so many bits."""
-        if (name, bits) not in self._done:
-            layer = self._layers[name]
-            self._done[name, bits] = round_alone(
-                self._weight(name), layer.specs[bits], layer.algorithm, self._state.recipe,
-                self._state.form, where=name,
-            )  # fmt: skip
-        return self._done[name, bits]
+        held = self._held.get((name, bits))
+        if held is not None:
+            return held
+        if self._store is not None and self._store.has((name, 1), str(bits)):
+            return self._store.get((name, 1), str(bits))
+        layer = self._layers[name]
+        found = round_alone(
+            self._weight(name), layer.specs[bits], layer.algorithm, self._state.recipe,
+            self._state.form, where=name,
+        )  # fmt: skip
+        self._keep(name, bits, found)
+        return found
 
     def error(self, node: ir.Node, bits: int) -> npt.NDArray[np.float32]:
         """Rounded less float weight, ``[K, N]``; 0 for what is no option of the layer."""
@@ -142,23 +157,51 @@ class BitRounding:
             return np.zeros_like(weight)
         return self.of(name, bits).dequantize() - weight
 
-    def trial(self, choice: Mapping[str, int]) -> dict[ir.Value, QTensor]:
-        """Rounded weights of layers that have a choice, by the constants that they stand for."""
-        found = {}
-        for name, bits in choice.items():
-            layer = self._layers[name]
-            value = layer.node.inputs[1]
-            if value is not None and len(layer.specs) > 1:
-                found[value] = self.of(name, bits)
-        return found
+    def trial(self, choice: Mapping[str, int]) -> Mapping[Site, QTensor]:
+        """Rounded weights of layers that have a choice, made or read when asked for."""
+        return _Trial(
+            self, {n: bits for n, bits in choice.items() if len(self._layers[n].specs) > 1}
+        )
 
     def prepare(self, names: Iterable[str]) -> None:
         """Round all options of these layers, on all processors."""
-        on_all_cores(
-            lambda key: self.of(*key), [(x, bits) for x in names for bits in self._layers[x].specs]
-        )
+
+        def make(key: tuple[str, int]) -> None:
+            self.of(*key)
+
+        on_all_cores(make, [(x, bits) for x in names for bits in self._layers[x].specs])
+
+    def _keep(self, name: str, bits: int, tensor: QTensor) -> None:
+        with self._lock:
+            self._room -= tensor.q.nbytes
+            if self._room >= 0:
+                self._held[name, bits] = tensor
+                return
+            if self._store is None:
+                self._store = WeightStore()
+        self._store.put((name, 1), str(bits), tensor)
 
     def _weight(self, name: str) -> npt.NDArray[np.float32]:
         array = constant(self._layers[name].node.inputs[1])
         assert array is not None
         return np.asarray(array, np.float32)
+
+
+class _Trial(Mapping[Site, QTensor]):
+    """Weights of one choice."""
+
+    def __init__(self, rounding: BitRounding, bits: Mapping[str, int]) -> None:
+        self._rounding = rounding
+        self._bits = bits
+
+    def __getitem__(self, site: Site) -> QTensor:
+        return self._rounding.of(site[0], self._bits[site[0]])
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, tuple) and site[0] in self._bits
+
+    def __iter__(self) -> Iterator[Site]:
+        return ((name, 1) for name in self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)

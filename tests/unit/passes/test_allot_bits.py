@@ -117,7 +117,7 @@ def test_equal_bits_are_tried_and_taken_when_nothing_else_moves_the_outputs_less
 
     seen = []
 
-    def measured(graph, feeds, rounded):
+    def measured(model, feeds, rounded, **_):
         seen.append([{t.spec.width for t in trial.values()} for trial in rounded])
         return [2.0] * (len(rounded) - 1) + [1.0]
 
@@ -176,3 +176,30 @@ def test_a_table_that_the_output_layer_no_longer_shares_counts():
         and value.dtype != ir.DataType.INT64
     }
     assert sum(constants.values()) <= 0.06e6
+
+
+def test_layers_before_an_operator_without_a_gradient_are_tried():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 20]>
+        g (float[N,64] x, bool flag, float[64,64] v, float[64,64] w) => (float[N,64] y) {
+            a = MatMul(x, v)
+            b = If (flag) <then_branch = t () => (float[N,64] p) { p = Relu(a) },
+                           else_branch = e () => (float[N,64] q) { q = Neg(a) }>
+            y = MatMul(b, w)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for value in list(model.graph.inputs)[2:]:
+        data = rng.normal(size=(64, 64)).astype(np.float32)
+        value.const_value = ir.tensor(data, name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    x = rng.normal(size=(8, 64)).astype(np.float32)
+    recipe = {"base": "weight-int4", "weights": WEIGHTS, "bits_budget": 8.0}
+    artifact = qcompile(model, "cpu-vnni", recipe, [{"x": x, "flag": np.array(True)}] * 8)
+    told = next(d for d in artifact.report.diagnostics if d.code is Code.BITS_ALLOTTED)
+    assert "1 layers tried" in told.message
+    # to nearest, each of the two layers loses about as much of its output
+    first, second = told.values["damages"].values()
+    for bits in (2, 4, 8):
+        assert 0.25 < first[bits] / second[bits] < 4.0
