@@ -163,13 +163,15 @@ def qcompile(
             compiled, timings = _lower(reference, state, passes, clock, check, folder)
             if is_wanted(recipe):
                 state.diagnostics.append(_not_searched(opened.source))
-        facts = KeyFacts(recipe, opened, state, given, calibration is not None)
+        facts = KeyFacts(
+            recipe, opened, state, given, calibration is not None, example_inputs is not None
+        )
         unused = unused_keys(facts)
         state.diagnostics.extend((*opened.diagnostics, *unused, *tuned.diagnostics))
         checked = Checked()
+        if not samples and state.sample is not None:
+            samples = [state.sample]
         if recipe.verify.enabled:
-            if not samples and state.sample is not None:
-                samples = [state.sample]
             with clock("verify"):
                 checked = check_artifact(
                     reference,

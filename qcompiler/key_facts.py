@@ -10,6 +10,7 @@ from qcompiler.numerics.nbits import NBitsLayout, nbits_layout
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Own, Plan
 from qcompiler.recipe import Recipe
+from qcompiler.recipe_keys import said_keys
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.activations import weight_index
 from qcompiler.targets.schema import Form, Scheme
@@ -29,6 +30,7 @@ class KeyFacts:
         state: After all passes.
         given: The plan that the user gave, or None.
         calibrated: Whether the user gave calibration data.
+        exemplified: Whether the user gave example inputs.
     """
 
     recipe: Recipe
@@ -36,6 +38,16 @@ class KeyFacts:
     state: State
     given: Plan | None
     calibrated: bool
+    exemplified: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys and arguments that the user gave."""
+        arguments = {"work": self.state.work is not None, "example_inputs": self.exemplified}
+        return (
+            *said_keys(self.recipe),
+            *(name for name, is_given in arguments.items() if is_given),
+        )
 
     @functools.cached_property
     def weights(self) -> list[tuple[str, str, QSpec]]:

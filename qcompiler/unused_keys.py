@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.key_facts import BY_STAGES, KeyFacts
-from qcompiler.recipe_keys import said_keys
 from qcompiler.targets.schema import Form, Scheme
 
 __all__ = ["unused_keys"]
@@ -68,6 +67,9 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
     _Need(_OF_FLOAT_MODELS, lambda c: not c.opened.quantized or c.recipe.pipeline is not None,
         "the model came quantized, and what is quantized stays as it is",
         "compile the float model, or take the quantization out by the recipe 'float'"),
+    _Need(("example_inputs",), lambda c: c.opened.kind not in ("onnx", "exported-program"),
+        "the model is a graph already, and not exported from torch",
+        "give feeds as calibration data"),
     # the data
     _Need(("text.",), lambda c: c.takes_text,
         "only a model of input_ids alone is calibrated on text"),
@@ -157,9 +159,9 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
 
 
 def unused_keys(facts: KeyFacts) -> tuple[Diagnostic, ...]:
-    """What the recipe says, or ``work=``, that changes nothing in a compile (QC412)."""
+    """What the user said, in the recipe or beside it, that changes nothing in a compile (QC412)."""
     found: dict[_Need, list[str]] = {}
-    for key in (*said_keys(facts.recipe), *(["work"] if facts.state.work else [])):
+    for key in facts.keys:
         unmet = (need for need in _NEEDS if need.concerns(key) and not need.met(facts))
         need = next(unmet, None)
         if need is not None and not _switches_off(facts, key):

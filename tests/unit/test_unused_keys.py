@@ -124,6 +124,23 @@ def test_work_is_told_where_nothing_takes_long(tmp_path: pathlib.Path) -> None:
     assert unused({"base": "w4-gptq", **PLAIN}, work=tmp_path) == []
 
 
+def test_example_inputs_of_a_graph_are_told() -> None:
+    assert unused({"base": "w4-rtn", **PLAIN}, example_inputs=()) == ["example_inputs"]
+
+
+@pytest.mark.parametrize(("key", "how"), [("equalize_layers", True), ("absorb_biases", True)])
+def test_steps_between_layers_are_told_where_there_are_no_pairs(key: str, how: bool) -> None:
+    assert unused({**STATIC, key: how}, "encoder") == [key]
+    assert unused({**STATIC, key: how}, "mlp") == []
+    dynamic = {"base": "dynamic-int8", **PLAIN, key: how}
+    assert unused(dynamic, "mlp", data=False) == ([key] if key == "absorb_biases" else [])
+
+
+def test_layers_are_compared_without_data_and_without_verifying() -> None:
+    recipe = {"base": "w4-rtn", "verify": {"enabled": False, "layers": True}}
+    assert qcompile(tiny.mlp(), "cpu-vnni", recipe).report.layers
+
+
 def test_text_is_told_by_what_is_calibrated_on() -> None:
     model = tiny.build("encoder")
     model.graph.inputs[0].name = "input_ids"

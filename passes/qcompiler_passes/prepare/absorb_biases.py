@@ -13,7 +13,14 @@ import onnx_ir as ir
 from qcompiler.calibration.extremes import ChannelSpread, channel_spreads
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler_passes.prepare.layer_pairs import Linear, Pair, find_pairs, shift_bias, takes_bias
+from qcompiler_passes.prepare.layer_pairs import (
+    Linear,
+    Pair,
+    find_pairs,
+    no_pairs,
+    shift_bias,
+    takes_bias,
+)
 
 __all__ = ["AbsorbBiases"]
 
@@ -60,10 +67,16 @@ class AbsorbBiases(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Change biases, or add them where a Conv has none."""
         feeds, wanted = state.feeds, state.recipe.absorb_biases
-        if not wanted or feeds is None or not feeds.reiterable or state.statistics is not None:
+        if not wanted or state.statistics is not None:
             return PassResult(modified=False)
+        if feeds is None or not feeds.reiterable:
+            message = "has no effect: there are no calibration data that can be read more than once"
+            told = Diagnostic(Code.KEY_UNUSED, "absorb_biases", message, "give a list of feeds")
+            return PassResult(modified=False, diagnostics=(told,))
         said: list[Diagnostic] = []
         pairs = [pair for pair in find_pairs(model.graph) if _suits(pair, said)]
+        if not pairs and not said:
+            said.append(no_pairs("absorb_biases"))
         spreads = _spreads(model, pairs, state)
         modified = False
         for pair in pairs:

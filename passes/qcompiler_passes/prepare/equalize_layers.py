@@ -15,7 +15,7 @@ from qcompiler.calibration.extremes import channel_extremes
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.edit import constant
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler_passes.prepare.layer_pairs import Pair, find_pairs, set_constant
+from qcompiler_passes.prepare.layer_pairs import Pair, find_pairs, no_pairs, set_constant
 
 __all__ = ["EqualizeLayers"]
 
@@ -54,6 +54,8 @@ class EqualizeLayers(Pass):
         if not state.recipe.equalize_layers:
             return PassResult(modified=False)
         pairs = list(find_pairs(model.graph))
+        if not pairs:
+            return PassResult(modified=False, diagnostics=(no_pairs("equalize_layers"),))
         said: list[Diagnostic] = []
         extremes = _extremes(model, pairs, state)
         ready = [pair for pair in pairs if self._is_known(pair, extremes, said)]

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.edit import add_initializer, constant, has_one_use
 
-__all__ = ["Linear", "Pair", "find_pairs", "set_constant", "shift_bias", "takes_bias"]
+__all__ = [
+    "Linear", "Pair", "find_pairs", "no_pairs", "set_constant", "shift_bias", "takes_bias",
+]  # fmt: skip
 
 Wide = npt.NDArray[np.float64]
 
@@ -98,6 +101,12 @@ def find_pairs(graph: ir.Graph) -> Iterator[Pair]:
         pair = _behind(first) if first is not None else None
         if pair is not None:
             yield pair
+
+
+def no_pairs(key: str) -> Diagnostic:
+    """What to tell of a key that is about pairs where there is none."""
+    message = "has no effect: the model has no layer whose channels one other layer alone reads"
+    return Diagnostic(Code.KEY_UNUSED, key, message)
 
 
 def takes_bias(layer: Linear) -> bool:
