@@ -7,6 +7,7 @@ A real model arrives inside an ordinary package at first use and is cached outsi
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -49,8 +50,9 @@ class UnknownModelError(KeyError):
         return str(self.args[0])  # KeyError would print the quotes of repr
 
 
+@functools.cache
 def load_model(name: str) -> RealModel:
-    """The real model of that name. Fetches nothing until something is asked of it.
+    """The real model of that name, the same at each call. Fetches nothing until it is asked for it.
 
     Raises:
         UnknownModelError: If there is none; the message names the nearest.

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler_models import scores, speech
+from qcompiler_models import load_model, scores, speech
 from qcompiler_models.assets import Asset, build_once, cache_root, fetch
 from qcompiler_models.ctranslate2 import read_variables
 from qcompiler_models.exporting import export_once
-from qcompiler_models.real import Array, Feed, RealModel, Run, run_onnx
+from qcompiler_models.real import Array, Feed, RealModel, Run
 from qcompiler_models.speech import Clip
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class WhisperEncoder(_Whisper):
         return {f"{n}x{speech.MELS}x{speech.FRAMES}": _features(clips[:n]) for n in (1, 4)}
 
     def _measure(self, run: Run, limit: int | None) -> _Measures:
-        return listen(run, _float_decoder(), limit)
+        return listen(run, load_model("whisper-decoder").float_run, limit)
 
 
 class WhisperDecoder(_Whisper):
@@ -166,9 +166,9 @@ class WhisperDecoder(_Whisper):
         padded = np.pad(tokens, [(0, 0), (0, width)], constant_values=_END)
         return {"input_ids": padded[:, :width], "encoder_hidden_states": _float_states(clips)}
 
-    def nll(self, run: Run) -> float:
+    def nll(self, run: Run, limit: int | None = None) -> float:
         """Mean negative log-likelihood of the true texts, nats a token; a part of the score."""
-        clips, losses = speech.scored_clips(), []
+        clips, losses = speech.scored_clips()[:limit], []
         for rows in _batches(clips):
             chosen = [clips[i] for i in rows]
             losses.append(_forced(run, chosen, self._states(_features(chosen)))[0])
@@ -181,7 +181,7 @@ class WhisperDecoder(_Whisper):
         """Float encoder states; kept, for every judged decoder needs the same."""
         key = hashlib.sha256(feed["input_features"].tobytes()).digest()
         if key not in self._kept:
-            self._kept[key] = next(iter(_float_encoder()(feed).values()))
+            self._kept[key] = next(iter(load_model("whisper-encoder").float_run(feed).values()))
         return self._kept[key]
 
     @functools.cached_property
@@ -345,23 +345,13 @@ def _true_tokens(clips: Sequence[Clip]) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 
 def _float_states(clips: Sequence[Clip]) -> Array:
-    return next(iter(_float_encoder()(_features(clips)).values()))
+    return next(iter(load_model("whisper-encoder").float_run(_features(clips)).values()))
 
 
 def _model() -> WhisperForConditionalGeneration:
     from qcompiler_models.whisper_torch import build, tiny_en
 
     return build(read_variables(_package() / "model.bin", "WhisperSpec"), tiny_en())
-
-
-@functools.cache
-def _float_encoder() -> Run:
-    return run_onnx(WhisperEncoder().onnx())
-
-
-@functools.cache
-def _float_decoder() -> Run:
-    return run_onnx(WhisperDecoder().onnx())
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,15 @@ class Said:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgetful(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drop what a file compiled behind its last test: each artifact holds weights and a session."""
+    yield
+    compiled = getattr(request.module, "compiled", None)
+    if hasattr(compiled, "cache_clear"):
+        compiled.cache_clear()
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 
 from qcompiler import Artifact, qcompile
 from qcompiler.diagnostics import Code, QcError
-from qcompiler_models import tiny
-from qcompiler_models.whisper import WhisperDecoder
+from qcompiler_models import load_model, tiny
 
+CLIPS = 18  # of speech: rounding to nearest costs 4 % of the loss, the others less than 0.5 %
 RECIPE = {"weights": {"bits": 4, "group_size": 16}, "verify": {"guard": False}}
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_told(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_data_driven_rounding_beats_rtn_on_whisper() -> None:
-    model, losses = WhisperDecoder(), {}
+    model, losses = load_model("whisper-decoder"), {}
     data = model.calibration(16)
     for algorithm in ("rtn", "gptq", "awq"):
         recipe = {
@@ -221,9 +221,9 @@ def test_data_driven_rounding_beats_rtn_on_whisper() -> None:
             "verify": {"enabled": False},
         }
         artifact = qcompile(model.onnx(), "cpu-vnni", recipe, data, check=False)
-        losses[algorithm] = model.nll(artifact.run)
+        losses[algorithm] = model.nll(artifact.run, CLIPS)
     assert max(losses["gptq"], losses["awq"]) < losses["rtn"]
-    assert min(losses.values()) < 1.015 * model.nll(model.float_run)
+    assert min(losses.values()) < 1.015 * model.nll(model.float_run, CLIPS)
 
 
 @pytest.mark.slow
