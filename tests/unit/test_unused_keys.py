@@ -119,6 +119,22 @@ def test_a_plan_of_another_recipe_decides() -> None:
     assert unused({**again, "name": "mine"}, plan=plan) == ["activations"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"scheme": "float"}, ["rules[0]"]),
+        ({"scheme": "static"}, []),
+        ({"scheme": "dynamic"}, ["rules[0]"]),
+        ({"kernel": "matmul-token"}, ["rules[0]"]),
+    ],
+)
+def test_rules_that_a_given_plan_does_not_follow_are_told(
+    rule: dict[str, Any], told: list[str]
+) -> None:
+    plan = qcompile(tiny.mlp(), "cpu-vnni", STATIC, tiny.feeds("mlp")).plan
+    assert unused({**STATIC, "rules": [{"match": "matmul_0_node", **rule}]}, plan=plan) == told
+
+
 def test_work_is_told_where_nothing_takes_long(tmp_path: pathlib.Path) -> None:
     assert unused({"base": "w4-rtn", **PLAIN}, work=tmp_path) == ["work"]
     assert unused({"base": "w4-gptq", **PLAIN}, work=tmp_path) == []

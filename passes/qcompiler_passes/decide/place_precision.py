@@ -22,7 +22,7 @@ from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
 from qcompiler_passes.decide.ties import follow_ties
-from qcompiler_passes.decide.unheard_rules import unheard_rules
+from qcompiler_passes.decide.unheard_rules import overruled, unheard_rules
 from qcompiler_passes.decide.units import Unit, survey
 from qcompiler_passes.decide.weight_forms import weight_forms
 from qcompiler_passes.decide.wishes import Wish, allot, pin, wishes_of
@@ -48,18 +48,20 @@ class PlacePrecision(Pass):
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAN})
 
     def run(self, model: ir.Model, state: State) -> PassResult:
-        """Fill ``state.plan``; the model is untouched.
+        """Fill ``state.plan``, or check it; the model is untouched.
 
         Raises:
             QcError: QC404 a rule matches nothing, QC405 the target cannot do what the recipe or a
                 rule demands, QC408 a given plan does not fit, QC410 calibration data is missing.
         """
         assert state.shapes is not None, "the runner checks what a pass needs"
+        recipe, target = state.recipe, state.target
         if state.plan is not None:
             check_plan(state.plan, model, state)
-            return PassResult(modified=False)
-        recipe, target = state.recipe, state.target
         asked = wishes_of(all_nodes(model), recipe, state.removed)
+        if state.plan is not None:
+            told = overruled(recipe.rules, asked, state.plan, target)
+            return PassResult(modified=False, diagnostics=told)
         wishes = pin(asked, state.pinned)
         wishes = pin(wishes, input_layers(model.graph, wishes))
         wishes = allot(wishes, state.bits)

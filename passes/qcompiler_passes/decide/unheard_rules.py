@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.walk import op_name
+from qcompiler.plan import NodeDecision, Plan
 from qcompiler.recipe import Rule
 from qcompiler.schemes import Granularity
 from qcompiler.targets.activations import weight_index
-from qcompiler.targets.schema import Scheme, Target
+from qcompiler.targets.schema import Kernel, Scheme, Target
 from qcompiler_passes.decide.cut import Solution
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import telling
 from qcompiler_passes.decide.units import Option, Unit
 from qcompiler_passes.decide.wishes import Wish
 
-__all__ = ["unheard_rules"]
+__all__ = ["overruled", "unheard_rules"]
 
 _OF_WEIGHTS = ("bits", "group_size", "symmetric", "algorithm", "format", "zero_point")
 
@@ -59,6 +60,44 @@ def unheard_rules(
         if keys and not heard and not any(unit.wish.pinned for unit in own):
             found.append(_unheard(f"{where}.{', '.join(keys)}", own))
     return found
+
+
+def overruled(
+    rules: Sequence[Rule], wishes: Mapping[str, Wish], plan: Plan, target: Target
+) -> list[Diagnostic]:
+    """Tell of rules that a given plan does not follow.
+
+    Args:
+        rules: The recipe's.
+        wishes: What they make of each node, by name.
+        plan: It has a decision for each of these.
+        target: Whose rows its kernels are.
+    """
+    rows = {row.id: row for row in target.kernels}
+    found = []
+    for index, rule in enumerate(rules):
+        own = [plan.nodes[name] for name, wish in wishes.items() if wish.rule is rule]
+        others = [item for item in own if _differs(rule, item, rows.get(item.kernel))]
+        if others:
+            first = others[0].kernel or others[0].verdict.value
+            message = (
+                f"the plan that was given decides, and of {len(others)} nodes it says otherwise"
+            )
+            message += f": {others[0].node} is {first}"
+            hint = "edit the plan, or leave it out"
+            found.append(Diagnostic(Code.KEY_UNUSED, f"rules[{index}]", message, hint))
+    return found
+
+
+def _differs(rule: Rule, decision: NodeDecision, row: Kernel | None) -> bool:
+    """Whether a decision is another than the rule wants; float may be all that there is."""
+    if row is None:
+        return False
+    if rule.kernel or rule.scheme != "auto":
+        return row.id != rule.kernel if rule.kernel else row.scheme.value != rule.scheme
+    index = weight_index(row) if row.scheme is Scheme.WEIGHT else None
+    spec = None if index is None else decision.inputs[index]
+    return rule.bits is not None and spec is not None and spec.width != rule.bits
 
 
 def _is_heard(option: Option | None) -> bool:
