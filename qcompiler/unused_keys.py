@@ -84,6 +84,9 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
     _Need(("calibration.max_samples",), lambda c: not c.reads_text,
         "the calibration data are text", "set text.samples"),
     # the plan
+    _Need(("bits_budget", "megabytes_budget"), lambda c: c.given is None,
+        "the plan that was given decides how many bits weights have",
+        "compile without the plan, or edit the plan"),
     _Need((*_PLANNED, "schemes"), lambda c: c.given is None or c.given.recipe == c.recipe.name,
         "the plan that was given decides, and another recipe made it",
         "compile without the plan, or edit the plan"),

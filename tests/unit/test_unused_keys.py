@@ -117,6 +117,7 @@ def test_a_plan_of_another_recipe_decides() -> None:
     again = {**STATIC, "activations": "int8"}
     assert unused(again, plan=plan) == []
     assert unused({**again, "name": "mine"}, plan=plan) == ["activations"]
+    assert unused({**STATIC, "bits_budget": 5.0}, plan=plan) == ["bits_budget"]
 
 
 @pytest.mark.parametrize(
