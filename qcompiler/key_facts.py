@@ -94,9 +94,11 @@ class KeyFacts:
 
     @property
     def smooths(self) -> bool:
-        """Whether activations are quantized that data say how to smooth."""
-        quantizes = self.quantizes_activations or self.recipe.prefill is not None
-        return quantizes and self.state.feeds is not None
+        """Whether linear layers quantize activations that data say how to smooth."""
+        rows = {row.id for row in self.state.target.kernels if row.scheme is not Scheme.WEIGHT}
+        plan = self.state.plan or ()
+        linear = any(item.kernel in rows and item.op == "MatMul" for item in plan)
+        return (linear or self.recipe.prefill is not None) and self.state.feeds is not None
 
     @property
     def convolves(self) -> bool:

@@ -95,7 +95,7 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
     _Need(_RANGES, lambda c: c.calibrates, "no activation gets its range from calibration data",
         "add 'static' to schemes, and give calibration data"),
     _Need(("smoothing.",), lambda c: c.smooths,
-        "no activation is quantized, or there are no calibration data"),
+        "no linear layer quantizes its activations, or there are no calibration data"),
     _Need(("weights.granularity", "weights.rounding"), lambda c: c.quantizes_activations,
         "no layer quantizes its activations as well",
         "weights.group_size and weights.algorithm are for weights alone"),

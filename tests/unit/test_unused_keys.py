@@ -99,6 +99,10 @@ def test_what_is_read_is_not_told(recipe: dict[str, Any], model: str) -> None:
     assert unused(recipe, model) == []
 
 
+def test_smoothing_without_linear_layers_is_told() -> None:
+    assert unused({**STATIC, "smoothing": {"alpha": 0.5}}, "residual") == ["smoothing.alpha"]
+
+
 def test_a_model_that_comes_quantized_reads_few_keys() -> None:
     model = qcompile(tiny.mlp(), "cpu-vnni", STATIC, tiny.feeds("mlp"), form="qdq").model
     given = {"bits_budget": 5.0, "weights": {"bits": 2}, "calibration": {"method": "mse"}}
