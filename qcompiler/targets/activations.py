@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from qcompiler.schemes import Granularity, QSpec
-from qcompiler.targets.schema import Form, Kernel, Scheme, Target
+from qcompiler.targets.schema import WEIGHTED, Form, Kernel, Scheme, Target
 
 __all__ = ["activation_spec", "activation_specs", "form_for", "offered_activations", "weight_index"]
 
@@ -25,7 +25,7 @@ def weight_index(row: Kernel) -> int | None:
     for index, spec in enumerate(row.inputs):
         if spec is not None and spec.granularity in (Granularity.CHANNEL, Granularity.BLOCK):
             return index
-    return 1 if row.op in ("MatMul", "Conv", "Gemm", "ConvTranspose") else None
+    return 1 if row.op in WEIGHTED else None
 
 
 def activation_specs(row: Kernel) -> list[QSpec]:

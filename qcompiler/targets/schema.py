@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from qcompiler.schemes import QSpec
+from qcompiler.schemes import Granularity, QSpec
 
-__all__ = ["CacheType", "Carry", "Cost", "Form", "Kernel", "Scheme", "Target", "Trap", "Unify"]
+__all__ = [
+    "WEIGHTED", "CacheType", "Carry", "Cost", "Form", "Kernel", "Scheme", "Target", "Trap", "Unify",
+]  # fmt: skip
+
+WEIGHTED = ("MatMul", "Conv", "Gemm", "ConvTranspose")  # their second input is the constant one
 
 
 class Form(str, enum.Enum):
@@ -85,6 +90,15 @@ class Kernel:
     fuses: tuple[str, ...] = ()
     qdq_ops: tuple[str, ...] = ()
     reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.op in WEIGHTED and len(self.inputs) < 2:
+            raise ValueError(f"inputs: {len(self.inputs)} specs, wanted 2: {self.op} has a weight")
+        grains = [spec.granularity for spec in self.inputs if spec is not None]
+        if self.scheme is Scheme.WEIGHT and not {Granularity.CHANNEL, Granularity.BLOCK} & {
+            *grains
+        }:
+            raise ValueError("inputs: no weight among them, wanted a spec such as 'u4g32@0'")
 
     def seen_as(self, form: Form) -> tuple[str, ...]:
         """Operators of which one must be in the runtime's graph; empty: nothing can be proven."""
@@ -196,6 +210,17 @@ class Target:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     threads: int = 2
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.opset < 1:
+            raise ValueError(f"opset = {self.opset}, wanted 1 or more")
+        if self.threads < 1:
+            raise ValueError(f"threads = {self.threads}, wanted 1 or more")
+        if self.weight_bits is not None and not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits = {self.weight_bits}, wanted 2 to 8")
+        for op, (lo, hi) in self.fixed.items():
+            if not -math.inf < lo < hi < math.inf:
+                raise ValueError(f"fixed.{op} = [{lo:g}, {hi:g}], wanted lo < hi")
 
     def kernel(self, id: str) -> Kernel:
         """The row with this id; ``KeyError`` when there is none."""

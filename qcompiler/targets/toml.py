@@ -207,7 +207,11 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str, path: str) ->
         reader = _BY_NAME.get(field.name) or _READERS.get(str(field.type))
         value = values[field.name]
         built[field.name] = value if reader is None else reader(value, where, full)
-    return kind(**built)
+    try:
+        return kind(**built)
+    except ValueError as error:
+        place = f"{path}." if path else ""
+        raise QcError(Code.TARGET_FILE, where, f"{place}{error}") from error
 
 
 def _expect(value: Any, kind: type[Any], where: str, path: str, wanted: str) -> Any:

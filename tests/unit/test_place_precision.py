@@ -144,6 +144,16 @@ def test_a_row_without_cost_is_not_used() -> None:
 CONV = "float[1,2,4,4] x, float[2,2,3,3] W"
 
 
+def test_a_row_of_more_inputs_than_the_node_has_does_not_fit() -> None:
+    row = next(row for row in TOY.kernels if row.op == "MatMul")
+    rows = (dataclasses.replace(row, id="sigmoid-static", op="Sigmoid"),)
+    target = dataclasses.replace(TOY, kernels=rows, costs={})
+    plan = planned(graph("[s] y = Sigmoid(x)"), target=target).plan
+    assert codes(plan) == {"s": Code.CONDITION}
+    assert plan.nodes["s"].reason is not None
+    assert "takes 2 inputs, the node has 1" in plan.nodes["s"].reason.message
+
+
 def test_a_relu_with_a_second_reader_before_it_is_not_absorbed() -> None:
     body = "[conv] a = Conv<pads=[1,1,1,1]>(x, W)  [relu] b = Relu(a)  [sum] y = Add(a, b)"
     plan = planned(graph(body, CONV, "float y"), {"force": True}).plan

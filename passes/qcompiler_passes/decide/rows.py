@@ -179,6 +179,9 @@ class Rows:
             if wish.kernel == row.id:
                 return self._other_activation(row)
             return Refusal(Code.NOT_SELECTED, f"the recipe asks for {wish.kernel}")
+        if len(row.inputs) > len(node.inputs):
+            found = f"{row.id} takes {len(row.inputs)} inputs, the node has {len(node.inputs)}"
+            return Refusal(Code.CONDITION, found)
         wanted = self.embeddings or wish.is_demand or wish.says_bits
         if row.op == "Gather" and not wanted:
             return Refusal(Code.NOT_SELECTED, "the recipe keeps tables in float (embeddings)")

@@ -133,6 +133,22 @@ def test_a_target_file_may_change_a_few_keys_of_a_base(tmp_path):
             f'base = "cpu-vnni"\n{KERNEL}inputs = ["u9"]\n',
             r"kernels\[\d+\]\.inputs\[0\]: 'u9' is not a spec",
         ),
+        ('base = "cpu-vnni"\nweight_bits = 1', "weight_bits = 1, wanted 2 to 8"),
+        ('base = "cpu-vnni"\nthreads = 0', "threads = 0, wanted 1 or more"),
+        ('base = "cpu-vnni"\nopset = -1', "opset = -1, wanted 1 or more"),
+        (
+            'base = "cpu-vnni"\n[fixed]\nSigmoid = [1, 0]',
+            r"fixed\.Sigmoid = \[1, 0\], wanted lo < hi",
+        ),
+        ('base = "cpu-vnni"\n[fixed]\nTanh = [-1, inf]', r"fixed\.Tanh .* wanted lo < hi"),
+        (
+            'base = "cpu-vnni"\n' + KERNEL.replace("Foo", "MatMul") + 'inputs = ["u8tz"]\n',
+            r"kernels\[\d+\]\.inputs: 1 specs, wanted 2: MatMul has a weight",
+        ),
+        (
+            'base = "cpu-vnni"\n' + KERNEL.replace("static", "weight") + 'inputs = [""]\n',
+            r"kernels\[\d+\]\.inputs: no weight among them",
+        ),
         ('base = "cpu-vnnj"', "no base target 'cpu-vnnj'.*'cpu-vnni'"),
     ],
 )
