@@ -41,7 +41,7 @@ def main() -> None:
     from qcompiler import qcompile
 
     if pathlib.Path(spec["model"]).is_dir():
-        import qcompiler.frontends.transformers_model  # noqa: F401
+        import qcompiler.frontends.torch.transformers_model  # noqa: F401
 
     imported, imports_mb = time.perf_counter(), peak_mb()
     artifact = qcompile(

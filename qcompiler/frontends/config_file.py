@@ -1,4 +1,4 @@
-"""What ``config.json`` of a transformers folder says of the model's class."""
+"""The JSON files of a transformers folder, ``config.json`` above all."""
 
 from __future__ import annotations
 
@@ -7,18 +7,34 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from qcompiler.diagnostics import Code, Diagnostic
+from qcompiler.diagnostics import Code, Diagnostic, QcError
 
-__all__ = ["class_assumed", "said_classes", "said_config"]
+__all__ = ["class_assumed", "read_table", "said_classes", "said_config"]
+
+
+def read_table(path: pathlib.Path) -> Mapping[str, Any]:
+    """The table in a JSON file.
+
+    Raises:
+        QcError: QC707, it cannot be read, or holds something else.
+    """
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QcError(
+            Code.UNSUPPORTED_INPUT, str(path), f"cannot be read: {error}", "copy the file again"
+        ) from error
+    if not isinstance(said, dict):
+        raise QcError(Code.UNSUPPORTED_INPUT, str(path), "is no JSON table", "copy the file again")
+    return said
 
 
 def said_config(folder: pathlib.Path) -> Mapping[str, Any]:
     """What ``config.json`` says; nothing where it cannot be read."""
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_table(folder / "config.json")
+    except QcError:
         return {}  # who loads the folder says what is wrong with it
-    return said if isinstance(said, dict) else {}
 
 
 def said_classes(folder: pathlib.Path) -> list[str]:

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.frontends import onnx_file
+from qcompiler.frontends.onnx import open_file, open_ir, open_proto
 from qcompiler.frontends.opened import Opened
 
 __all__ = ["open_model"]
@@ -46,9 +46,9 @@ def open_model(model: Any, example_inputs: Any = None) -> Opened:
     if isinstance(model, str | os.PathLike):
         return _open_path(pathlib.Path(model), example_inputs)
     if isinstance(model, onnx.ModelProto):
-        return onnx_file.open_proto(model)
+        return open_proto(model)
     if isinstance(model, ir.Model):
-        return onnx_file.open_ir(model)
+        return open_ir(model)
     if "torch" in sys.modules:  # whoever holds a torch object has imported torch
         opened = _open_torch(model, example_inputs)
         if opened is not None:
@@ -81,7 +81,8 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
                 f"give the file itself: {path / inside[0]}" if inside else "give an ONNX file",
             )
         _need(str(path), "torch", "transformers")
-        from qcompiler.frontends import decoder, transformers_model, whisper
+        from qcompiler.frontends import decoder, whisper
+        from qcompiler.frontends.torch import transformers_model
 
         if example_inputs is None and decoder.is_decoder(path):
             return decoder.open_folder(path)
@@ -95,7 +96,7 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
         return decoder.open_gguf(path)
     if path.suffix == ".pt2":
         _need(str(path), "torch")
-        from qcompiler.frontends import exported_program
+        from qcompiler.frontends.torch import exported_program
 
         return exported_program.open_file(path)
     if path.suffix in _WEIGHT_FILES:
@@ -106,7 +107,7 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
             "build the torch module, load the weights into it with weights_only=True, and pass "
             "the module with example_inputs",
         )
-    return onnx_file.open_file(path)
+    return open_file(path)
 
 
 def _need(source: str, *packages: str) -> None:
@@ -125,7 +126,7 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
     import torch
 
     if isinstance(model, torch.export.ExportedProgram):
-        from qcompiler.frontends import exported_program
+        from qcompiler.frontends.torch import exported_program
 
         return exported_program.open_program(model, type(model).__name__)
     if not isinstance(model, torch.nn.Module):
@@ -137,16 +138,17 @@ def _open_torch(model: Any, example_inputs: Any) -> Opened | None:
         import transformers
 
         if isinstance(model, transformers.PreTrainedModel):
-            from qcompiler.frontends import decoder, transformers_model, whisper
+            from qcompiler.frontends import decoder, whisper
+            from qcompiler.frontends.torch import transformers_model
 
             if example_inputs is None and decoder.is_decoder(model):
                 return decoder.open_pretrained(model, type(model).__name__)
             if example_inputs is None and whisper.is_whisper(model):
                 return whisper.open_pretrained(model, type(model).__name__)
             return transformers_model.open_pretrained(model, example_inputs, type(model).__name__)
-    from qcompiler.frontends import torch_module
+    from qcompiler.frontends.torch.module import open_module
 
-    return torch_module.open_module(model, example_inputs)
+    return open_module(model, example_inputs)
 
 
 def _wrapped(module: Any) -> Any:

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from qcompiler.frontends.config_file import read_table
 from qcompiler.frontends.decoder.geometry import Geometry
-from qcompiler.frontends.json_file import read_table
 from qcompiler.frontends.opened import Companions
 from qcompiler.runtime.settings import Level, SessionSettings
 

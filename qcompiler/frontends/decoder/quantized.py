@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError
-from qcompiler.frontends.json_file import read_table
+from qcompiler.frontends.config_file import read_table
 from qcompiler.ir.lazy import Stored
 from qcompiler.numerics.words import WIDTHS, integers_per_step, split_awq, split_words
 from qcompiler.schemes import Granularity, QSpec

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from qcompiler import QcError
 from qcompiler.diagnostics import Code
-from qcompiler.frontends.file_weights import attach, read_file
-from qcompiler.frontends.onnx_file import open_file
+from qcompiler.frontends.onnx.door import open_file
+from qcompiler.frontends.onnx.file_weights import attach, read_file
 
 LARGE = (256, 128)  # float32: above the size that is left in the file
 CONSTANT = onnx.TensorProto.FLOAT

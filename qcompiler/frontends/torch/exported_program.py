@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit
 from qcompiler.frontends.opened import Opened
-from qcompiler.frontends.torch_export import example_feed, export_to_ir, output_names
+from qcompiler.frontends.torch.export import example_feed, export_to_ir, output_names
 
 __all__ = ["open_file", "open_program"]
 

@@ -25,7 +25,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError
-from qcompiler.frontends.rotary_caches import widen_rotary_caches
+from qcompiler.frontends.torch.rotary_caches import widen_rotary_caches
 from qcompiler.pipeline.contract import Feed
 
 __all__ = [

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit
-from qcompiler.frontends.external_data import check_external
-from qcompiler.frontends.file_weights import Weights, attach, read_file
+from qcompiler.frontends.onnx.external_data import check_external
+from qcompiler.frontends.onnx.file_weights import Weights, attach, read_file
 from qcompiler.frontends.opened import Opened
 
 __all__ = ["open_file", "open_ir", "open_proto"]

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.opened import Kind, Opened
-from qcompiler.frontends.torch_export import (
+from qcompiler.frontends.torch.export import (
     ExampleInputs,
     batch_of,
     doubled,

@@ -14,7 +14,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.config_file import class_assumed
 from qcompiler.frontends.opened import Opened
-from qcompiler.frontends.torch_export import (
+from qcompiler.frontends.torch.export import (
     ExampleInputs,
     doubled,
     evaluation_mode,
