@@ -70,6 +70,10 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
     _Need(("example_inputs",), lambda c: c.opened.kind not in ("onnx", "exported-program"),
         "the model is a graph already, and not exported from torch",
         "give feeds as calibration data"),
+    _Need(("schemes",), lambda c: not c.opened.quantized or not c.recipe.schemes
+        or Scheme.WEIGHT in c.recipe.schemes,  # which stores tables that are still float
+        "the model came quantized: what is quantized stays so in any scheme",
+        "take the quantization out by the recipe 'float'"),
     # the data
     _Need(("text.",), lambda c: c.takes_text,
         "only a model of input_ids alone is calibrated on text"),
@@ -90,6 +94,10 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
     _Need((*_PLANNED, "schemes"), lambda c: c.given is None or c.given.recipe == c.recipe.name,
         "the plan that was given decides, and another recipe made it",
         "compile without the plan, or edit the plan"),
+    _Need(("force",), lambda c: bool(c.recipe.schemes or c.recipe.rules),
+        "the recipe has no scheme to force"),
+    _Need(("sensitivity",), lambda c: bool(c.schemes) or c.recipe.max_drop is not None,
+        "nothing is quantized"),
     _Need(("activations",), lambda c: Scheme.STATIC in c.schemes, "no kernel is static",
         "add 'static' to schemes, and give calibration data"),
     _Need(_RANGES, lambda c: c.calibrates, "no activation gets its range from calibration data",
@@ -169,15 +177,15 @@ def unused_keys(facts: KeyFacts) -> tuple[Diagnostic, ...]:
         need = next(unmet, None)
         if need is not None and not _switches_off(facts, key):
             found.setdefault(need, []).append(key)
+    said = [(", ".join(keys), need.why, need.hint) for need, keys in found.items()]
+    if facts.opened.quantized and facts.recipe.pipeline is None:
+        why = "the model came quantized, and rules only keep nodes of it as they came"
+        for index, rule in enumerate(facts.recipe.rules):
+            if rule.scheme != "float":
+                said.append((f"rules[{index}]", why, "set scheme = 'float' in the rule"))
     return tuple(
-        Diagnostic(
-            Code.KEY_UNUSED,
-            ", ".join(keys),
-            f"has no effect: {need.why}",
-            need.hint,
-            {"keys": keys},
-        )
-        for need, keys in found.items()
+        Diagnostic(Code.KEY_UNUSED, where, f"has no effect: {why}", hint)
+        for where, why, hint in said
     )
 
 

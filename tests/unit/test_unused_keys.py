@@ -61,6 +61,8 @@ def unused(
         ("static-int8", {"smoothing": {"alpha": 0.3, "grid": [0.1]}}, ["smoothing.grid"]),
         ("static-int8", {"drop": "absolute"}, ["drop"]),
         ("static-int8", {"verify": {"max_slowdown": 0.5}}, ["verify.max_slowdown"]),
+        # a recipe that quantizes nothing
+        ("float", {"sensitivity": True}, ["force", "sensitivity"]),
         # keys for other models
         ("static-int8", {"encoder": "float"}, ["encoder"]),
         ("static-int8", {"text": {"length": 64}}, ["text.length"]),
@@ -108,6 +110,12 @@ def test_a_model_that_comes_quantized_reads_few_keys() -> None:
     given = {"bits_budget": 5.0, "weights": {"bits": 2}, "calibration": {"method": "mse"}}
     assert unused({**STATIC, **given}, model) == ["bits_budget, calibration.method, weights.bits"]
     assert unused({**STATIC, "quantized": {"strip": True}}, model) == []
+    rules = [{"match": "*", "scheme": "float"}, {"match": "*", "bits": 4}]
+    assert unused({**STATIC, "rules": rules, "schemes": ["token"]}, model) == [
+        "schemes",
+        "rules[1]",
+    ]
+    assert unused({**STATIC, "schemes": []}, model) == []
 
 
 def test_options_of_data_are_told_where_there_are_none() -> None:
