@@ -115,7 +115,7 @@ def test_a_model_that_comes_quantized_reads_few_keys() -> None:
         "schemes",
         "rules[1]",
     ]
-    assert unused({**STATIC, "schemes": []}, model) == []
+    assert unused({"base": "float", **PLAIN}, model) == []
 
 
 def test_options_of_data_are_told_where_there_are_none() -> None:
