@@ -17,6 +17,7 @@ from qcompiler.export.formats import WRITERS, Format, Writer, check_layer
 from qcompiler.export.layers import Matched, match
 from qcompiler.export.safetensors_file import Entry, write_shards
 from qcompiler.frontends import open_model
+from qcompiler.frontends.config_file import read_table
 from qcompiler.frontends.decoder import checkpoint as weights_of
 from qcompiler.frontends.decoder.families import FAMILIES
 from qcompiler.ir.lazy import Stored
@@ -76,7 +77,7 @@ def export_checkpoint(
         )
     source, final = pathlib.Path(against), _place(folder)
     opened = open_model(source)
-    said = _read_config(source)
+    said = read_table(source / "config.json")
     family = FAMILIES.get(str(said.get("model_type")))
     if family is None or opened.quantized:
         found = "is quantized itself" if opened.quantized else "is no decoder that is known"
@@ -165,20 +166,6 @@ def _place(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 def _not_writable(folder: str | os.PathLike[str], what: str) -> QcError:
     return QcError(Code.NOT_WRITABLE, str(folder), what, "choose a new or empty folder")
-
-
-def _read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """``config.json``, which :func:`open_model` has read before."""
-    try:
-        said: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise QcError(
-            Code.UNSUPPORTED_INPUT,
-            str(folder),
-            f"config.json cannot be read: {error}",
-            "give the transformers folder that the artifact was compiled from",
-        ) from error
-    return said
 
 
 def _write_json(path: pathlib.Path, said: Mapping[str, Any]) -> None:
