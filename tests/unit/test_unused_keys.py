@@ -57,7 +57,7 @@ def unused(
         ("static-int8", {"correct_biases": "empirical"}, ["correct_biases"]),
         # options of what another key has off
         ("static-int8", {"calibration": {"percentile": 99.0}}, ["calibration.percentile"]),
-        ("static-int8", {"calibration": {"method": "minmax", "bins": 256}}, ["calibration.bins"]),
+        ("static-int8", {"calibration": {"method": "mse", "bins": 256}}, ["calibration.bins"]),
         ("static-int8", {"smoothing": {"alpha": 0.3, "grid": [0.1]}}, ["smoothing.grid"]),
         ("static-int8", {"drop": "absolute"}, ["drop"]),
         ("static-int8", {"verify": {"max_slowdown": 0.5}}, ["verify.max_slowdown"]),
@@ -88,7 +88,7 @@ def test_what_changes_nothing_is_told(base: str, given: dict[str, Any], told: li
         ({"base": "w4-autoround", **PLAIN, "awq": {"grid": 3}, "autoround": {"iters": 1},
           "rtn": {"norm": 1.5}}, "transformer"),
         ({"base": "w4-teq", **PLAIN, "teq": {"iters": 1}, "rtn": {"norm": 1.5}}, "transformer"),
-        ({**STATIC, "calibration": {"method": "percentile", "percentile": 99.0, "bins": 512}},
+        ({**STATIC, "calibration": {"method": "percentile", "percentile": 99.0}},
          "mlp"),
         ({**STATIC, "smoothing": {"grid": [0.3]}, "weights": {"rounding": "nearest"}}, "mlp"),
         ({**STATIC, "correct_biases": "empirical"}, "convnet"),
