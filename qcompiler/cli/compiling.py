@@ -18,6 +18,7 @@ from qcompiler.cli.options import (
     load,
 )
 from qcompiler.cli.terminal import out, print_json, print_summaries, reports_json, steps
+from qcompiler.diagnostics import Code, QcError
 
 __all__ = ["compile_", "explain"]
 
@@ -108,6 +109,7 @@ def explain(
 
     folder = pathlib.Path(source)
     if (folder / "manifest.json").is_file():
+        _refuse_for_artifact(folder, target=target, recipe=recipe, calibration=calibration)
         artifact = load(folder)
     else:
         from qcompiler.driver import qcompile
@@ -135,3 +137,16 @@ def explain(
         out.print(plan_table(part.plan, removed=removed))
         out.print()
         out.print(summary(part.report))
+
+
+def _refuse_for_artifact(folder: pathlib.Path, **given: str | None) -> None:
+    """Refuse (QC411) what only planning a model reads."""
+    usual = {"target": "cpu", "recipe": None, "calibration": None}
+    said = [f"--{name}" for name, value in given.items() if value != usual[name]]
+    if said:
+        raise QcError(
+            Code.USAGE,
+            str(folder),
+            f"is an artifact, which is planned already; {', '.join(said)} would have no effect",
+            "give the model to plan it anew, or leave the option out",
+        )

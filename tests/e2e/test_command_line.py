@@ -103,6 +103,15 @@ def test_explain_tells_of_an_artifact(cli: Cli, artifact: pathlib.Path) -> None:
     assert "QC" in said.out
 
 
+def test_explain_refuses_options_that_an_artifact_does_not_read(
+    cli: Cli, artifact: pathlib.Path
+) -> None:
+    said = cli("explain", artifact, "--recipe", "weight-int4", "--target", "cpu-vnni")
+    assert said.code == 2
+    assert "QC411" in said.err
+    assert "--target, --recipe" in said.err
+
+
 def test_explain_plans_a_model_without_compiling(cli: Cli, mlp: pathlib.Path) -> None:
     said = cli("explain", mlp, "--json")
     assert said.code == 0
