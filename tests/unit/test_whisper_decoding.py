@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler_models import AssetError, whisper
+from qcompiler_models import AssetError
+from qcompiler_models import whisper_listening as listening
 
 
 def variables_of(model: Any, layers: int) -> dict[str, np.ndarray]:
@@ -103,10 +104,12 @@ class Words:
 def test_decoding_all_positions_at_once_gives_what_one_at_a_time_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(whisper, "_tokenizer", Words)
-    monkeypatch.setattr(whisper, "_config", lambda: {"suppress_ids": [3], "suppress_ids_begin": []})
-    monkeypatch.setattr(whisper, "_END", 9)
-    monkeypatch.setattr(whisper, "_PROMPT", (9, 9))
+    monkeypatch.setattr(listening, "_tokenizer", Words)
+    monkeypatch.setattr(
+        listening, "config", lambda: {"suppress_ids": [3], "suppress_ids_begin": []}
+    )
+    monkeypatch.setattr(listening, "END", 9)
+    monkeypatch.setattr(listening, "_PROMPT", (9, 9))
     steps = []
 
     def logits_of(tokens: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -132,7 +135,7 @@ def test_decoding_all_positions_at_once_gives_what_one_at_a_time_gives(
 
     states = np.arange(6, dtype=np.float32).reshape(6, 1, 1)
     draft = np.full((6, 24), 9)
-    found = whisper._transcribe(decode, states, draft, np.zeros_like(draft, bool))
+    found = listening._transcribe(decode, states, draft, np.zeros_like(draft, bool))
     wanted = [one_at_a_time(states[i : i + 1]) for i in range(6)]
     assert 3 < max(map(len, wanted)) < 30
     assert found == [Words().decode(tokens) for tokens in wanted]
