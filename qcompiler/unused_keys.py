@@ -114,7 +114,7 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
         "set bits_budget or megabytes_budget; weights.bits is for all layers alike"),
     _Need((*_STORED, *_ALGORITHMS), lambda c: bool(c.weights),
         "no weight is stored in few bits alone (scheme 'weight')",
-        "take a weight-only recipe, as 'weight-int4'"),
+        "weight-only recipes, as 'weight-int4', store those of linear layers so"),
     _Need(("weights.bits",), lambda c: not c.budgets,
         "under a budget layers get one of bits_choices", "put it into bits_choices"),
     _Need(("weights.symmetric", "weights.zero_point"),
