@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -131,6 +133,7 @@ def prove(
     """
     by_name = {node.name: node for node in seen}
     by_output = {value: node for node in seen for value in node.outputs}
+    names, values = _Beginnings(by_name), _Beginnings(by_output)
     rows = {row.id: row for row in target.kernels}
     proofs = []
     for decision in plan:
@@ -139,7 +142,9 @@ def prove(
         planned = rows[decision.kernel].seen_as(Form(plan.form))
         if not planned:
             continue
-        candidates = [by_name.get(decision.node), *_near(decision.node, by_name, by_output)]
+        name = decision.node
+        candidates = [by_name.get(name), *names.find(name + "/", name + "_")]
+        candidates += values.find(name + ".", name + "/")
         joined = (name for user in decision.origin for name in standing.get(user, ()))
         candidates += map(by_name.get, joined)
         found = [node for node in candidates if node is not None]
@@ -154,13 +159,23 @@ def prove(
     return Proof(tuple(proofs), tuple(stray), dict(operators))
 
 
-def _near(
-    name: str, by_name: dict[str, SeenNode], by_output: dict[str, SeenNode]
-) -> list[SeenNode]:
-    names, values = (name + "/", name + "_"), (name + ".", name + "/")
-    prefixed = [node for other, node in by_name.items() if other.startswith(names)]
-    given = [node for value, node in by_output.items() if value.startswith(values)]
-    return prefixed + given
+class _Beginnings:
+    """Nodes by how a name of theirs begins."""
+
+    def __init__(self, nodes: Mapping[str, SeenNode]) -> None:
+        self._nodes = nodes
+        self._order = {name: index for index, name in enumerate(nodes)}
+        self._names = sorted(nodes)
+
+    def find(self, *prefixes: str) -> list[SeenNode]:
+        """Those with a name that begins with one of the prefixes, in their order."""
+        found: set[str] = set()
+        for prefix in prefixes:
+            begin = bisect.bisect_left(self._names, prefix)
+            found.update(
+                self._names[begin : bisect.bisect(self._names, prefix + chr(sys.maxunicode))]
+            )
+        return [self._nodes[name] for name in sorted(found, key=self._order.__getitem__)]
 
 
 def _is_one_of(op: str, planned: tuple[str, ...]) -> bool:

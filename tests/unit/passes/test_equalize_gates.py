@@ -47,7 +47,7 @@ def block(operands: str = "x, g", more: str = "", seed: int = 0) -> ir.Model:
 def equalized(model: ir.Model, recipe: str | dict = "static-int8", data: bool = True) -> State:
     rng = np.random.default_rng(9)
     feeds = [{"in": rng.normal(size=(2, 4, 6, 6)).astype(np.float32)} for _ in range(3)]
-    given = state(model)
+    given = state()
     given.recipe = Recipe.of(recipe)
     given.feeds = open_feeds(feeds, input_specs(model)) if data else None
     run_pipeline([EqualizeGates()], model, given, check=True)
