@@ -1,38 +1,13 @@
-"""Mergeable summaries of a stream of arrays, and the protocol they follow.
+"""Extremes of a stream of batches.
 
 Law of each: the merge of the summaries of two parts is the summary of the whole.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 import numpy as np
-import numpy.typing as npt
 
-from qcompiler.calibration.clipping import entropy_range, mse_range, percentile_range
-from qcompiler.calibration.histogram import Histogram
-from qcompiler.schemes import QSpec
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-__all__ = ["Calibrator", "Entropy", "Histogram", "MinMax", "MovingAverage", "Mse", "Percentile"]
-
-Batch = npt.NDArray[np.float32]
-
-
-class Calibrator(Protocol):
-    """Summarises batches; knows neither model nor session."""
-
-    def update(self, batch: Batch) -> object:
-        """Take in a batch of finite values of any shape."""
-
-    def merge(self, other: Self) -> None:
-        """Take in the summary of a later part of the stream."""
-
-    def result(self, spec: QSpec) -> tuple[float, float]:
-        """``lo, hi`` to be represented under ``spec``."""
+__all__ = ["MinMax", "MovingAverage"]
 
 
 class MinMax:
@@ -42,11 +17,6 @@ class MinMax:
         """An empty summary, or one that goes on from saved extremes."""
         self.lo, self.hi = lo, hi
 
-    def update(self, batch: Batch) -> None:
-        """Take in a batch of finite values."""
-        if batch.size:
-            self.extend(float(batch.min()), float(batch.max()))
-
     def extend(self, lo: float, hi: float) -> None:
         """Take in the extremes of a batch."""
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
@@ -54,10 +24,6 @@ class MinMax:
     def merge(self, other: MinMax) -> None:
         """Take in another summary; the order does not matter."""
         self.extend(other.lo, other.hi)
-
-    def result(self, spec: QSpec) -> tuple[float, float]:
-        """The extremes."""
-        return self.lo, self.hi
 
 
 class MovingAverage:
@@ -74,11 +40,6 @@ class MovingAverage:
         self.batches = 0
         self.first = np.zeros(2)
         self.mean = np.zeros(2)
-
-    def update(self, batch: Batch) -> None:
-        """Take in a batch of finite values."""
-        if batch.size:
-            self.extend(float(batch.min()), float(batch.max()))
 
     def extend(self, lo: float, hi: float) -> None:
         """Take in the extremes of a batch."""
@@ -101,61 +62,6 @@ class MovingAverage:
         self.mean = other.mean + decay * (self.mean - other.first)
         self.batches += other.batches
 
-    def result(self, spec: QSpec) -> tuple[float, float]:
-        """The averages."""
+    def result(self) -> tuple[float, float]:
+        """The averages of the least and of the largest."""
         return float(self.mean[0]), float(self.mean[1])
-
-
-class _OfHistogram:
-    """Shared by the calibrators that need the whole distribution."""
-
-    def __init__(self) -> None:
-        self.extremes = MinMax()
-        self.histogram = Histogram()
-
-    def update(self, batch: Batch) -> None:
-        """Take in a batch of finite values."""
-        self.extremes.update(batch)
-        self.histogram.update(np.ascontiguousarray(batch, np.float32))
-
-    def merge(self, other: _OfHistogram) -> None:
-        """Take in another summary; the order does not matter."""
-        self.extremes.merge(other.extremes)
-        self.histogram.merge(other.histogram)
-
-
-class Percentile(_OfHistogram):
-    """The range that holds ``percentile`` percent of the values."""
-
-    def __init__(self, percentile: float = 99.999) -> None:
-        """An empty summary."""
-        super().__init__()
-        self.percentile = percentile
-
-    def result(self, spec: QSpec) -> tuple[float, float]:
-        """See :func:`qcompiler.calibration.clipping.percentile_range`."""
-        lo, hi = self.extremes.lo, self.extremes.hi
-        return percentile_range(self.histogram.distribution(lo, hi), spec, self.percentile)
-
-
-class Entropy(_OfHistogram):
-    """The range that loses the least information by Kullback and Leibler."""
-
-    def __init__(self, bins: int = 2048) -> None:
-        """An empty summary."""
-        super().__init__()
-        self.bins = bins
-
-    def result(self, spec: QSpec) -> tuple[float, float]:
-        """See :func:`qcompiler.calibration.clipping.entropy_range`."""
-        lo, hi = self.extremes.lo, self.extremes.hi
-        return entropy_range(self.histogram.distribution(lo, hi), spec, self.bins)
-
-
-class Mse(_OfHistogram):
-    """The range with the least mean squared error of the tensor itself."""
-
-    def result(self, spec: QSpec) -> tuple[float, float]:
-        """See :func:`qcompiler.calibration.clipping.mse_range`."""
-        lo, hi = self.extremes.lo, self.extremes.hi
-        return mse_range(self.histogram.distribution(lo, hi), spec)

@@ -133,11 +133,11 @@ class TensorSummary:
         if self.is_empty or self.is_dead:
             # any scale holds a zero; 1 keeps the scale of a bias that is built on it normal
             return Candidate(-1.0 if spec.symmetric else 0.0, 1.0, "dead")
-        lo, hi = self.extremes.result(spec)
+        lo, hi = self.extremes.lo, self.extremes.hi
         if options.method == "minmax":
             return Candidate(lo, hi, "minmax")
         if options.method == "moving-average":
-            return Candidate(*self.average.result(spec), "moving-average")
+            return Candidate(*self.average.result(), "moving-average")
         values = self.histogram.distribution(lo, hi)
         if options.method == "percentile":
             return Candidate(*percentile_range(values, spec, options.percentile), "percentile")

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qcompiler.ir.walk import body_graphs, op_name
 
-__all__ = ["graph_text", "model_text"]
+__all__ = ["model_text"]
 
 _WHOLE = 8  # constants up to this many elements are printed whole
 
@@ -29,11 +29,6 @@ def model_text(model: ir.Model, *, digest: bool = True) -> str:
         lines.append(f"function {function.domain}:{function.name}")
         lines.extend(_body_lines(function, "  ", digest))
     return "\n".join(lines) + "\n"
-
-
-def graph_text(graph: ir.Graph, *, digest: bool = True) -> str:
-    """One graph with its nested bodies."""
-    return "\n".join(_graph_lines(graph, "", digest)) + "\n"
 
 
 def _graph_lines(graph: ir.Graph, indent: str, digest: bool) -> Iterator[str]:

@@ -23,6 +23,10 @@ batches = st.lists(
 )
 
 
+def ends(part: Floats) -> tuple[float, float]:
+    return float(part.min()), float(part.max())
+
+
 @given(batches, st.integers(0, 6))
 def test_merged_histograms_are_the_histogram_of_the_whole(parts: list[Floats], cut: int) -> None:
     whole, first, second = Histogram(), Histogram(), Histogram()
@@ -55,8 +59,8 @@ def test_every_value_lies_in_its_bin(parts: list[Floats]) -> None:
 def test_merged_extremes_are_those_of_the_whole(parts: list[Floats], cut: int) -> None:
     whole, first, second = MinMax(), MinMax(), MinMax()
     for index, part in enumerate(parts):
-        whole.update(part)
-        (first if index < cut else second).update(part)
+        whole.extend(*ends(part))
+        (first if index < cut else second).extend(*ends(part))
     first.merge(second)
     assert (first.lo, first.hi) == (whole.lo, whole.hi)
     assert whole.lo == min(float(part.min()) for part in parts)
@@ -72,8 +76,8 @@ def test_merged_moving_averages_are_that_of_the_whole(
 ) -> None:
     whole, first, second = (MovingAverage(momentum) for _ in range(3))
     for index, part in enumerate(parts):
-        whole.update(part)
-        (first if index < cut else second).update(part)
+        whole.extend(*ends(part))
+        (first if index < cut else second).extend(*ends(part))
     first.merge(second)
     assert first.batches == whole.batches
     np.testing.assert_allclose(first.mean, whole.mean, rtol=1e-9, atol=1e-9)
