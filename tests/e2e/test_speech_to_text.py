@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from qcompiler import Artifact, qcompile
+from qcompiler.bench.command import bench_models
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.plan import Verdict
 from qcompiler.runtime import generate
@@ -142,6 +143,10 @@ def test_commands_speak_of_both_parts(tmp_path: pathlib.Path, cli: Cli) -> None:
     assert shown.index("encoder ─") < shown.index("decoder ─")
     part = Artifact.load(target).encoder
     assert {row.node for row in compare_layers(source, part, shares=False).rows} == rows[1]
+    timed = cli("bench", target, "--against", target, "--rounds", 1, "--seconds", 0.01, "--json")
+    assert [row["name"] for row in timed.json] == ["out/encoder"] * 2 + ["out/decoder"] * 2
+    spoken = [{"audio_features": features(whisper(), 1), "input_ids": TOKENS[:1]}]
+    assert len(bench_models(target, target, spoken, rounds=1, seconds=0.01)) == 4
     followed = cli("compile", source, "--plan", target, "-o", tmp_path / "again", "-q")
     assert followed.code == 0, followed.err
     files = [place / "encoder/model.onnx" for place in (target, tmp_path / "again")]
@@ -260,7 +265,7 @@ def test_rounding_by_sound_and_its_text_beats_rounding_to_nearest() -> None:
         assert artifact.encoder is not None
         shapes = {spec.name: spec.shape for spec in input_specs(artifact.model)}
         runs = without_cache(artifact.encoder.run, artifact.run, shapes)
-        return tiny.listen(*runs, 18)
+        return tiny.listen(*runs, 12)
 
     source, feeds = tiny.folder(), tiny.spoken_feeds(16)
     head = {"match": "proj_out", "bits": 8, "algorithm": "rtn"}
