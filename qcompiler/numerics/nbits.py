@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.numerics.codebooks import CODEBOOKS
-from qcompiler.numerics.packing import pack_bits, unpack_bits
+from qcompiler.numerics.packing import pack_bits
 from qcompiler.schemes import Granularity, QSpec
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "planes_of",
     "split_planes",
     "stored_bytes",
-    "unpack_nbits",
 ]
 
 Bytes = npt.NDArray[np.uint8]
@@ -191,24 +190,6 @@ def _by_block(rows: npt.NDArray[np.generic], k: int, layout: NBitsLayout) -> npt
     """``[N, groups]`` repeated to ``[N, blocks]``."""
     count = layout.blocks_per_scale or layout.blocks(k)
     return np.repeat(rows, count, axis=1)[:, : layout.blocks(k)]
-
-
-def unpack_nbits(
-    data: Bytes, scale: Floats, zero_point: Bytes | None, spec: QSpec, k: int
-) -> Floats:
-    """The float32 weight ``[K, N]`` that the kernel multiplies by, from the three constants."""
-    layout = nbits_layout(spec, k)
-    assert isinstance(layout, NBitsLayout)
-    n, blocks = data.shape[0], data.shape[1]
-    codes = unpack_bits(data, layout.bits, layout.block_size)
-    table = container_table(spec)
-    q = (codes if table is None else table[codes]).astype(np.float32)
-    zero = np.full((n, blocks), layout.zero, np.float32)
-    if zero_point is not None:
-        zero = unpack_bits(zero_point, layout.bits, blocks).astype(np.float32)
-    steps = _by_block(scale, k, layout).astype(np.float32)
-    floats = ((q - zero[:, :, None]) * steps[:, :, None]).reshape(n, -1)[:, :k]
-    return np.ascontiguousarray(floats.T, dtype=np.float32)
 
 
 def stored_bytes(spec: QSpec, shape: tuple[int, int]) -> int:

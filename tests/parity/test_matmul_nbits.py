@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from by_hand import Form, Hand, open_text, ops, run_ort
+from nbits_weight import unpack_nbits
 from qcompiler import qcompile
 from qcompiler.algorithms.data_free import RtnOptions, rtn
 from qcompiler.algorithms.double_quantization import with_quantized_scales
@@ -26,7 +27,6 @@ from qcompiler.numerics.nbits import (
     nbits_layout,
     planes_of,
     split_planes,
-    unpack_nbits,
 )
 from qcompiler.numerics.packing import pack_bits, unpack_bits
 from qcompiler.numerics.qtensor import QTensor

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoders import DECODERS, decoder
+from nbits_weight import unpack_nbits
 from qcompiler import Recipe, qcompile
 from qcompiler.artifact import Artifact
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.export import export_checkpoint
 from qcompiler.frontends import open_model
-from qcompiler.numerics.nbits import unpack_nbits
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

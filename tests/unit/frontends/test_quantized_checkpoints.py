@@ -11,10 +11,10 @@ import pytest
 
 from checkpoints import CONFIGS, configure, write_checkpoint
 from decoders import tokens, transformers_logits
+from nbits_weight import unpack_nbits
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
-from qcompiler.numerics.nbits import unpack_nbits
 from qcompiler.plan import Verdict
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
