@@ -16,7 +16,7 @@ Shapes = Mapping[str, tuple[Any, ...]]
 
 
 def without_cache(encode: Run, decode: Run, inputs: Shapes) -> tuple[Run, Run]:
-    """What :func:`qcompiler_models.whisper_listening.listen` takes, from two parts with a cache between.
+    """What ``whisper_listening.listen`` takes, from two parts with a cache between.
 
     Args:
         encode: Takes ``audio_features``, gives the states first and then, for each layer of the
