@@ -69,29 +69,21 @@ def rtn(
     return search_groups(weight, spec, search, where=where)
 
 
-def k_quant(
-    weight: Weight,
-    spec: QSpec,
-    importance: Weight | None = None,
-    *,
-    full_range: bool = True,
-    where: str = "",
-) -> QTensor:
+def k_quant(weight: Weight, spec: QSpec, *, full_range: bool = True, where: str = "") -> QTensor:
     """Weighted least squares for scale and zero point, after the k-quants of llama.cpp.
 
     An element's squared error weighs as much as its size, ``sqrt(x^2 + mean x^2)`` (ggml-quants.c,
-    ``make_qkx2_quants``), times the importance of its input channel.
+    ``make_qkx2_quants``).
 
     Args:
         weight: ``[K, N]``, or a table ``[V, D]``.
         spec: BLOCK or CHANNEL.
-        importance: ``[K]``, mean squares of the inputs; None where nothing is known.
         full_range: As in :class:`RtnOptions`.
         where: The user's name for the constant, for errors.
     """
     ratios = (0.91, 0.94, 0.97, 1.0, 1.03)
     search = GroupSearch(ratios, (-1, 0, 1), refits=1, full_range=full_range, magnitude=1.0)
-    return search_groups(weight, spec, search, importance=importance, where=where)
+    return search_groups(weight, spec, search, where=where)
 
 
 def hqq(

@@ -52,11 +52,9 @@ class GroupSearch:
     full_range: bool = True
     magnitude: float = 0.0
 
-    def solve(
-        self, x: Floats, importance: Floats | None, spec: QSpec
-    ) -> tuple[Floats, npt.NDArray[Any]]:
+    def solve(self, x: Floats, spec: QSpec) -> tuple[Floats, npt.NDArray[Any]]:
         """Scales and zero points ``[T, 1]`` of groups ``x [T, g]`` whose largest size is 1."""
-        h = self._weights(x, importance)
+        h = self._weights(x)
         if spec.float_zero:
             return self._affine(x, h, spec)
         best = np.full(len(x), np.inf, np.float32)
@@ -106,13 +104,12 @@ class GroupSearch:
                 )  # fmt: skip
         return scale, zero
 
-    def _weights(self, x: Floats, importance: Floats | None) -> Floats | None:
+    def _weights(self, x: Floats) -> Floats | None:
         if self.magnitude == 0:
-            return importance
+            return None
         squares = np.square(x)
         squares += squares.mean(axis=1, keepdims=True)
-        h = squares if self.magnitude == 2 else squares ** np.float32(self.magnitude / 2)
-        return h if importance is None else h * importance
+        return squares if self.magnitude == 2 else squares ** np.float32(self.magnitude / 2)
 
     def _starts(self, x: Floats, spec: QSpec) -> Iterator[tuple[Floats, Ints]]:
         """Scales under which nothing is clipped, each with its zero point."""
@@ -207,7 +204,6 @@ def search_groups(
     spec: QSpec,
     search: GroupSearch,
     *,
-    importance: npt.NDArray[np.floating] | None = None,
     where: str = "",
 ) -> QTensor:
     """Round a matrix with the scales and zero points that a search finds.
@@ -217,8 +213,6 @@ def search_groups(
             type; computed in float32. The last group may be ragged.
         spec: BLOCK, or CHANNEL for one scale per column.
         search: What is tried.
-        importance: Weight of the squared errors of each index of the group axis, as the mean square
-            of an input channel, >= 0.
         where: The user's name for the constant, for the error.
 
     Raises:
@@ -233,7 +227,6 @@ def search_groups(
     groups = -(-length // size)
     scale = np.ones((count, groups), np.float32)
     zero = np.zeros((count, groups), np.float32 if spec.float_zero else np.int32)
-    h = None if importance is None else np.asarray(importance, np.float32)
     step = max(1, _CHUNK // max(1, length))
     for start in range(0, count if length else 0, step):
         piece = np.ascontiguousarray(rows[start : start + step], np.float32)
@@ -255,10 +248,7 @@ def search_groups(
                 continue
             width = min(size, end - begin)
             x = piece[:, begin:end].reshape(-1, width)
-            weights = None
-            if h is not None:
-                weights = np.tile(h[begin:end].reshape(-1, width), (len(piece), 1))
-            s, z = _scaled(x, weights, spec, search)
+            s, z = _scaled(x, spec, search)
             scale[here, tiles] = s.reshape(len(piece), -1)
             zero[here, tiles] = z.reshape(len(piece), -1)
     dead = scale == 0
@@ -269,13 +259,11 @@ def search_groups(
     return round_with_scale(np.asarray(weight, np.float32), scale, zero, spec)
 
 
-def _scaled(
-    x: Floats, h: Floats | None, spec: QSpec, search: GroupSearch
-) -> tuple[Floats, npt.NDArray[Any]]:
+def _scaled(x: Floats, spec: QSpec, search: GroupSearch) -> tuple[Floats, npt.NDArray[Any]]:
     """Solve groups in units of their largest element; dead groups get scale 0."""
     unit = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
     alive = unit > 0
     safe = np.where(alive, unit, np.float32(1)).astype(np.float32)
-    s, z = search.solve(x / safe, h, spec)
+    s, z = search.solve(x / safe, spec)
     s = s * safe
     return np.where(alive, np.copysign(np.maximum(np.abs(s), _TINY), s), 0), z

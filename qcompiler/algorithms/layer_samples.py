@@ -68,7 +68,6 @@ def crop_conv(
     kernel: Sequence[int],
     per_image: int,
     rng: np.random.Generator,
-    tile: int = TILE,
 ) -> tuple[Array, Array]:
     """Random crops of a convolution's output, and what they depend on.
 
@@ -79,7 +78,6 @@ def crop_conv(
         kernel: Sizes of the kernel.
         per_image: Crops of each image; 1 where the output is no larger than a tile.
         rng: Chooses the places.
-        tile: Size of a crop of the output along each axis, at most.
 
     Returns:
         Padded crops of ``x`` and crops of ``y``, ``[n * per_image, ...]``.
@@ -91,7 +89,7 @@ def crop_conv(
     pads = node.attributes.get_ints("pads", [0] * (2 * rank))
     begins, ends = resolve_pads(x.shape[2:], list(kernel), auto_pad, dilation, pads, stride)
     x = np.pad(x, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
-    sizes = [min(tile, size) for size in y.shape[2:]]
+    sizes = [min(TILE, size) for size in y.shape[2:]]
     reach = [
         (size - 1) * s + (k - 1) * d + 1
         for size, s, k, d in zip(sizes, stride, kernel, dilation, strict=True)

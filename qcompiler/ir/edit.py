@@ -194,9 +194,9 @@ def _empty(body: ir.Graph) -> None:
         body.remove(node, safe=True)
 
 
-def import_domain(model: ir.Model, domain: str, version: int = 1) -> None:
-    """Make sure the model imports ``domain``."""
-    model.graph.opset_imports.setdefault(domain, version)
+def import_domain(model: ir.Model, domain: str) -> None:
+    """Make sure the model imports ``domain``, in version 1 where it does not yet."""
+    model.graph.opset_imports.setdefault(domain, 1)
 
 
 def name_everything(model: ir.Model) -> None:

@@ -50,14 +50,11 @@ def unpack_bits(packed: Bytes, bits: int, count: int) -> Bytes:
     return flat
 
 
-def integer_tensor(
-    q: npt.NDArray[Any], dtype: ir.DataType, name: str | None = None
-) -> ir.Tensor[Any]:
+def integer_tensor(q: npt.NDArray[Any], dtype: ir.DataType) -> ir.Tensor[Any]:
     """``q`` as an ir tensor of ``dtype``; sub-byte types are packed when the file is written.
 
     Args:
         q: Numbers that ``dtype`` holds exactly, one per element.
         dtype: An integer type, 4- and 2-bit ones included, or an 8-bit float.
-        name: Name of the tensor.
     """
-    return ir.Tensor(q.astype(dtype.numpy(), copy=False), dtype=dtype, name=name)
+    return ir.Tensor(q.astype(dtype.numpy(), copy=False), dtype=dtype)

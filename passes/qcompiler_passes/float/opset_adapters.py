@@ -72,8 +72,8 @@ def _default(attr: onnx.defs.OpSchema.Attribute) -> bytes:
     return data
 
 
-def _attribute_to_input(node: ir.Node, name: str, index: int) -> None:
-    """Move an attribute of integers to a constant input."""
+def _attribute_to_input(node: ir.Node, name: str) -> None:
+    """Move an attribute of integers to a constant input, the second."""
     attr = node.attributes.pop(name, None)
     if attr is None:
         return
@@ -81,16 +81,16 @@ def _attribute_to_input(node: ir.Node, name: str, index: int) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph), "functions are inlined at the door"
     array = np.asarray(attr.as_ints(), np.int64)
-    node.resize_inputs(max(index + 1, len(node.inputs)))
-    node.replace_input_with(index, add_initializer(graph, f"{node.name}/{name}", array))
+    node.resize_inputs(max(2, len(node.inputs)))
+    node.replace_input_with(1, add_initializer(graph, f"{node.name}/{name}", array))
 
 
 def _axes(node: ir.Node) -> None:
-    _attribute_to_input(node, "axes", 1)
+    _attribute_to_input(node, "axes")
 
 
 def _split_sizes(node: ir.Node) -> None:
-    _attribute_to_input(node, "split", 1)
+    _attribute_to_input(node, "split")
 
 
 def _split_count(node: ir.Node) -> None:

@@ -129,9 +129,9 @@ def export_error(error: BaseException, source: str) -> QcError:
     )
 
 
-def _first_lines(text: str, count: int = 3) -> str:
+def _first_lines(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return " | ".join(lines[:count])[:500].rstrip(".")
+    return " | ".join(lines[:3])[:500].rstrip(".")
 
 
 def _places(text: str, error: BaseException) -> list[str]:

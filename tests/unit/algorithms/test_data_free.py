@@ -69,17 +69,6 @@ def test_float_zero_points_leave_no_mean_error_and_less_of_it() -> None:
     assert means.max() < 0.05 * np.abs(exact.scale).max()
 
 
-def test_important_channels_err_less() -> None:
-    w, spec = weight(64, 40), QSpec.parse("u4g64@0z")
-    importance = np.ones(64, np.float32)
-    importance[:8] = 1000.0
-
-    def of_first(tensor: QTensor) -> float:
-        return float(np.square(tensor.dequantize() - w)[:8].sum())
-
-    assert of_first(k_quant(w, spec, importance)) < 0.7 * of_first(k_quant(w, spec))
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_table_is_a_matrix_transposed(algorithm: Callable[..., QTensor]) -> None:
     w = weight(100, 9)
