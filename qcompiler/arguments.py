@@ -10,19 +10,21 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qcompiler.clock import Progress
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.frontends.opened import ENCODER
 from qcompiler.pipeline.contract import Feed, Pass
 from qcompiler.pipeline.registry import default_pipeline, parse_pipeline
 from qcompiler.plan import Plan
 from qcompiler.recipe import Recipe
+from qcompiler.runtime.session import check_threads
 from qcompiler.sensitivity.metric import Metric
 from qcompiler.targets.activations import form_for
 from qcompiler.targets.schema import Form, Scheme, Target
 
 __all__ = [
     "check_metric",
-    "check_threads",
+    "check_usage",
     "encoder_plan",
     "resolve_feeds",
     "resolve_form",
@@ -70,7 +72,7 @@ def resolve_plan(plan: Plan | Mapping[str, Any] | str | os.PathLike[str] | None)
             "artifact.plan and artifact.plan.to_dict() are such",
         )
     path = pathlib.Path(plan)
-    return Plan.load(path / "plan.json" if path.is_dir() else path)
+    return Plan.load(path / "plan.json" if os.path.isdir(path) else path)
 
 
 def encoder_plan(
@@ -159,16 +161,27 @@ def _own_feeds(
     return [feed_of(row[None], specs) for row in tokens], (told,)
 
 
-def check_threads(threads: int | None) -> None:
-    """Refuse (QC411) what is no number of threads."""
-    if threads is None or (isinstance(threads, int) and threads >= 1):
-        return
-    raise QcError(
-        Code.USAGE,
-        "threads",
-        f"found {threads!r}, wanted a whole number from 1 on",
-        "leave it out to let the runtime choose",
-    )
+def check_usage(
+    threads: int | None, progress: Progress | None, **folders: str | os.PathLike[str] | None
+) -> None:
+    """Refuse (QC411) what is no number of threads, no callable, or no path of a folder."""
+    check_threads(threads)
+    if progress is not None and not callable(progress):
+        raise QcError(
+            Code.USAGE,
+            "progress",
+            f"found a {type(progress).__name__}, wanted a callable",
+            "give a function that takes the name of a step, as print",
+        )
+    for name, folder in folders.items():
+        is_path = isinstance(folder, str | os.PathLike) and "\0" not in str(folder)
+        if folder is not None and not is_path:
+            raise QcError(
+                Code.USAGE,
+                name,
+                f"found {folder!r:.80}, wanted the path of a folder",
+                "give a path",
+            )
 
 
 def check_metric(metric: Metric | None, recipe: Recipe) -> None:

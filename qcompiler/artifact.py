@@ -68,6 +68,14 @@ class Artifact:
     companions: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     encoder: Artifact | None = None
 
+    def __repr__(self) -> str:
+        nodes = ", ".join(f"{count} {verdict}" for verdict, count in self.plan.count().items())
+        return f"<Artifact for {self.plan.target} by recipe {self.plan.recipe}: {nodes}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but the session that :meth:`run` keeps open."""
+        return {key: value for key, value in vars(self).items() if key != "_session"}
+
     @property
     def parts(self) -> dict[str, Artifact]:
         """The artifacts of all graphs by name: ``encoder`` and ``decoder``, or ``model`` alone."""
@@ -187,6 +195,13 @@ class Artifact:
         Raises:
             QcError: QC709, the folder is not an artifact or a file was changed or is missing.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise QcError(
+                Code.NOT_ARTIFACT,
+                "folder",
+                f"found a {type(folder).__name__}, wanted a path",
+                "give a folder written by `qcompile compile` or Artifact.save",
+            )
         root = pathlib.Path(folder)
         manifest = _read_json(root / MANIFEST)
         if manifest.get("format") != _FORMAT:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qcompiler.ahead import Ahead
 from qcompiler.arguments import (
     check_metric,
-    check_threads,
+    check_usage,
     encoder_plan,
     resolve_feeds,
     resolve_form,
@@ -114,7 +114,7 @@ def qcompile(
     resolved = load_target(target)
     wanted = resolve_form(form, resolved, recipe)
     given = resolve_plan(plan)
-    check_threads(threads)
+    check_usage(threads, progress, dump=dump, work=work)
     check_metric(metric, recipe)
     if output is not None:
         check_place(output, keep_out=(dump, work))  # before minutes of work, not after

@@ -205,7 +205,10 @@ class Plan:
             found = [item.node for item in self if name == item.node or name in item.origin]
             if not found:
                 raise QcError(
-                    Code.BAD_PLAN, name, "the plan has no such node", nearest(name, self.nodes)
+                    Code.BAD_PLAN,
+                    str(name),
+                    "the plan has no such node",
+                    nearest(str(name), self.nodes),
                 )
             heads.update(found)
         nodes = {}
@@ -282,7 +285,7 @@ class Plan:
         """Read a ``plan.json``."""
         try:
             data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise QcError(
                 Code.BAD_PLAN,
                 str(path),

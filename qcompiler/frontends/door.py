@@ -64,7 +64,7 @@ def open_model(model: Any, example_inputs: Any = None) -> Opened:
 
 
 def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
-    if not path.exists():
+    if not os.path.exists(path):  # which holds for paths that are too long, too
         raise QcError(
             Code.NO_FILE,
             str(path),

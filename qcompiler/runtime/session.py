@@ -25,7 +25,9 @@ from qcompiler.runtime.settings import Level, SessionSettings
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["fitting_feed", "open_session", "run", "runtime_errors", "tensors_of"]
+__all__ = [
+    "check_threads", "fitting_feed", "open_session", "run", "runtime_errors", "tensors_of",
+]  # fmt: skip
 
 _LEVELS: dict[Level, str] = {
     "disable": "ORT_DISABLE_ALL",
@@ -62,6 +64,18 @@ _LENT_DTYPES = frozenset(
 _ONE_FILE_BYTES = 1_800_000_000
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse (QC411) what is no number of threads; None leaves it to the runtime."""
+    is_count = isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1
+    if threads is not None and not is_count:
+        raise QcError(
+            Code.USAGE,
+            "threads",
+            f"found {threads!r}, wanted a whole number from 1 on",
+            "leave it out to let the runtime choose",
+        )
+
+
 def open_session(
     model: ir.Model | str | os.PathLike[str],
     *,
@@ -93,6 +107,7 @@ def open_session(
     """
     import onnxruntime
 
+    check_threads(threads)
     model = _openable(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import pathlib
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -267,6 +269,12 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], Code, str]] = {
     "plan of a wrong type": ({"plan": [1]}, Code.BAD_PLAN, "list"),
     "no threads": ({"threads": 0}, Code.USAGE, "threads"),
     "threads in words": ({"threads": "two"}, Code.USAGE, "'two'"),
+    "yes to threads": ({"threads": True}, Code.USAGE, "True"),
+    "progress that cannot be called": ({"progress": 5}, Code.USAGE, "callable"),
+    "dump of a wrong type": ({"dump": 5}, Code.USAGE, "dump"),
+    "dump with a zero byte": ({"dump": "a\0b"}, Code.USAGE, "dump"),
+    "work of a wrong type": ({"work": b"x"}, Code.USAGE, "work"),
+    "plan with a long name": ({"plan": "x" * 5000}, Code.BAD_PLAN, "long"),
     "output of a wrong type": ({"output": 5}, Code.NOT_WRITABLE, "int"),
     "output with a zero byte": ({"output": "a\0b"}, Code.NOT_WRITABLE, "null"),
     "output with a long name": ({"output": "x" * 300}, Code.NOT_WRITABLE, "long"),
@@ -335,6 +343,33 @@ def test_an_artifact_tells_what_is_wrong_with_a_feed(artifact: Artifact, feed: A
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
     return qcompile(mlp(), recipe=FORCED, calibration=FEEDS)
+
+
+MISTAKES: dict[str, tuple[Callable[[Artifact], Any], Code]] = {
+    "load of a number": (lambda _: Artifact.load(5), Code.NOT_ARTIFACT),  # type: ignore[arg-type]
+    "plan from a number": (lambda _: Plan.load(5), Code.BAD_PLAN),  # type: ignore[arg-type]
+    "a node by number": (lambda item: item.plan.keep_float(5), Code.BAD_PLAN),  # type: ignore[arg-type]
+    "threads in words": (lambda item: item.session(threads="two"), Code.USAGE),  # type: ignore[arg-type]
+    "no threads": (lambda item: item.session(threads=0), Code.USAGE),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_with_an_artifact_are_told(artifact: Artifact, name: str) -> None:
+    mistake, code = MISTAKES[name]
+    refused(code, lambda: mistake(artifact))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
+def test_an_artifact_that_ran_can_be_copied(artifact: Artifact, copied: Any) -> None:
+    before = artifact.run(FEEDS[0])
+    after = copied(artifact).run(FEEDS[0])
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_an_artifact_is_shown_in_a_line(artifact: Artifact) -> None:
+    assert "quantized" in repr(artifact)
+    assert len(repr(artifact)) < 200
 
 
 def test_an_empty_folder_is_filled_where_it_is(artifact: Artifact, tmp_path: pathlib.Path) -> None:
