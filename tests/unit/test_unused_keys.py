@@ -120,8 +120,8 @@ def test_a_model_that_comes_quantized_reads_few_keys() -> None:
 
 def test_options_of_data_are_told_where_there_are_none() -> None:
     given = {"calibration": {"max_samples": 2, "method": "mse"}, "auto": {"seconds": 1.0}}
-    told = unused({"base": "dynamic-int8", **PLAIN, **given}, data=False)
-    assert told == ["auto, calibration.max_samples", "calibration.method"]
+    told = unused({"base": "dynamic-int8", "verify": {"feeds": 2}, **given}, data=False)
+    assert told == ["auto, calibration.max_samples, verify.feeds", "calibration.method"]
 
 
 def test_a_plan_of_another_recipe_decides() -> None:
