@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import name_everything
 from qcompiler.ir.provenance import mark_origins
 from qcompiler.pipeline.contract import State
 from qcompiler.pipeline.run import run_pipeline
-from qcompiler.plan import Plan
+from qcompiler.plan import Plan, Verdict
 from qcompiler.recipe import Recipe
 from qcompiler.targets.onnxruntime_cpu import CPU_VNNI
 from qcompiler.targets.schema import Cost, Form, Target
@@ -109,3 +111,33 @@ def planned(
     state = State(target, Recipe.of(recipe), form or target.form, feeds=feeds, plan=plan)
     run_pipeline([ObserveShapes(), PlacePrecision()], model, state, check=True)
     return state
+
+
+def graph(body: str, inputs: str = "float[2,8,16] x", outputs: str = "float[2,8,16] y") -> ir.Model:
+    text = f'<ir_version: 10, opset_import: ["": 21]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    return model_of(text)
+
+
+def linear(weights: str = "float[16,16] W", body: str = "[fc] y = MatMul(x, W)") -> ir.Model:
+    return graph(body, f"float[2,8,16] x, {weights}", "float y")
+
+
+def with_costs(**costs: Cost) -> Target:
+    keys = {key.replace("__", "."): cost for key, cost in costs.items()}
+    keys = {key.replace("_", "-"): cost for key, cost in keys.items()}
+    return dataclasses.replace(TOY, costs={**COSTS, **keys})
+
+
+def codes(plan: Plan) -> dict[str, Code]:
+    return {d.node: d.reason.code for d in plan if d.reason is not None}
+
+
+def kernels(plan: Plan) -> dict[str, str]:
+    return {d.node: d.kernel for d in plan if d.verdict is Verdict.QUANTIZED}
+
+
+def refused(code: Code, *args: Any, **kwargs: Any) -> QcError:
+    with pytest.raises(QcError) as caught:
+        planned(*args, **kwargs)
+    assert caught.value.code is code
+    return caught.value
