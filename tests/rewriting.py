@@ -15,8 +15,25 @@ from qcompiler.pipeline.contract import Pass, State
 from qcompiler.pipeline.run import run_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.targets.schema import Form, Target
+from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
+from qcompiler_passes.float.fold_batch_norm import FoldBatchNorm
+from qcompiler_passes.float.fold_constants import FoldConstants
+from qcompiler_passes.float.raise_opset import RaiseOpset
+from qcompiler_passes.float.remove_dead import RemoveDead
+from qcompiler_passes.float.remove_no_ops import RemoveNoOps
+from qcompiler_passes.float.share_duplicates import ShareDuplicates
 
 Feed = Mapping[str, np.ndarray]
+
+CLEANING: tuple[Pass, ...] = (
+    RaiseOpset(),
+    FoldConstants(),
+    RemoveNoOps(),
+    ShareDuplicates(),
+    CanonicalizeLinear(),
+    FoldBatchNorm(),
+    RemoveDead(),
+)
 
 
 def state(

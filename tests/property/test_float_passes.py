@@ -14,24 +14,8 @@ from qcompiler.ir.edit import name_everything
 from qcompiler.ir.provenance import mark_origins, user_nodes
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.pipeline.contract import Pass
-from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
-from qcompiler_passes.float.fold_batch_norm import FoldBatchNorm
-from qcompiler_passes.float.fold_constants import FoldConstants
-from qcompiler_passes.float.raise_opset import RaiseOpset
-from qcompiler_passes.float.remove_dead import RemoveDead
-from qcompiler_passes.float.remove_no_ops import RemoveNoOps
-from qcompiler_passes.float.share_duplicates import ShareDuplicates
-from rewriting import rewrite, worst
+from rewriting import CLEANING, rewrite, worst
 
-PASSES: tuple[Pass, ...] = (
-    RaiseOpset(),
-    FoldConstants(),
-    RemoveNoOps(),
-    ShareDuplicates(),
-    CanonicalizeLinear(),
-    FoldBatchNorm(),
-    RemoveDead(),
-)
 CLOSE = 1e-4  # float32 sums in another order through at most eight layers
 WIDTH = 4
 
@@ -266,7 +250,7 @@ def models(draw: st.DrawFn) -> ir.Model:
     return draft.model(draw(st.sampled_from([13, 17, 18, 21, 23])))
 
 
-@pytest.mark.parametrize("passes", [*[(item,) for item in PASSES], PASSES], ids=str)
+@pytest.mark.parametrize("passes", [*[(item,) for item in CLEANING], CLEANING], ids=str)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(model=models(), batch=st.integers(1, 3))
 def test_a_pass_keeps_what_the_graph_computes(

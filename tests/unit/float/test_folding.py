@@ -10,7 +10,6 @@ from qcompiler.diagnostics import Code
 from qcompiler.frontends import open_model
 from qcompiler.ir.provenance import origins
 from qcompiler.ir.shape_inference import infer_shapes
-from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.run import run_pipeline
 from qcompiler.runtime.inputs import generate_feed
 from qcompiler_models import tiny
@@ -18,20 +17,9 @@ from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
 from qcompiler_passes.float.fold_batch_norm import FoldBatchNorm
 from qcompiler_passes.float.fold_constants import FoldConstants
 from qcompiler_passes.float.raise_opset import RaiseOpset
-from qcompiler_passes.float.remove_dead import RemoveDead
-from qcompiler_passes.float.remove_no_ops import RemoveNoOps
 from qcompiler_passes.float.share_duplicates import ShareDuplicates
-from rewriting import ops, parse, rewrite, state, worst
+from rewriting import CLEANING, ops, parse, rewrite, state, worst
 
-ALL: tuple[Pass, ...] = (
-    RaiseOpset(),
-    FoldConstants(),
-    RemoveNoOps(),
-    ShareDuplicates(),
-    CanonicalizeLinear(),
-    FoldBatchNorm(),
-    RemoveDead(),
-)
 CLOSE = {"half": 2e-3}  # float16 has 11 bits
 ROWS, WIDTH = 600, 64  # 150 KiB: more than what folding copies without asking
 
@@ -55,7 +43,7 @@ def bytes_of(model: ir.Model) -> int:
 @pytest.mark.parametrize("name", list(tiny.MODELS))
 def test_all_passes_together_keep_what_tiny_models_compute(name: str) -> None:
     model = open_model(tiny.build(name)).model
-    after = rewrite(model, *ALL)
+    after = rewrite(model, *CLEANING)
     assert worst(model, after, generate_feed(model)) <= CLOSE.get(name, 1e-5)
     assert after.opset_imports[""] == 23
 
@@ -194,6 +182,6 @@ def test_the_passes_leave_the_given_tensors_alone() -> None:
     model = tiny.build("convnet")
     arrays = {n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()}
     opened = open_model(model).model
-    run_pipeline(ALL, opened, state(), check=False)
+    run_pipeline(CLEANING, opened, state(), check=False)
     for name, array in arrays.items():
         np.testing.assert_array_equal(model.graph.initializers[name].const_value.numpy(), array)
