@@ -120,9 +120,10 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
             was.copy_(item)
 
     def restore(self) -> None:
-        """Go back to what :meth:`keep` remembered."""
+        """Go back to what :meth:`keep` remembered, and forget it."""
         for item, was in zip((self.shift, self.low, self.high), self._kept, strict=True):
             item.copy_(was)
+        self._kept = ()
         self.refresh()
 
     def to_qtensor(self) -> QTensor:

@@ -52,6 +52,13 @@ class Lifted:
         found: tuple[torch.Tensor, ...] = self.module(*inputs)
         return found
 
+    def release(self) -> None:
+        """Let go of the constants: the module stands in cycles, which Python breaks late."""
+        for module in self.module.modules():
+            for name in [*module._parameters, *module._buffers]:
+                delattr(module, name)
+        self.params.clear()
+
     def constant(self, value: ir.Value) -> torch.Tensor:
         """The parameter or buffer of a constant of the block; ``KeyError`` if it has none."""
         node = self.values[value]

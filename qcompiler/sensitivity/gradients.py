@@ -162,6 +162,9 @@ class _Backward:
                 if x is not None and y is not None and y.grad is not None:
                     rows.setdefault(node, []).append(_some_rows(x, y.grad, self._generator))
                 tap.seen = None
+            for tap in reads.values():
+                tap.seen = None
+        lifted.release()
         for value in crossing:
             for name in self._given.pop(value):
                 self._slopes.drop(name)

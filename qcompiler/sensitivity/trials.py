@@ -15,12 +15,12 @@ from qcompiler.calibration.padding import Padding
 from qcompiler.lift import array_to_torch
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
-from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.session import run
 from qcompiler.sensitivity.gradients import is_logits
 from qcompiler.stages.cut import Site, Stage
 from qcompiler.stages.spans import finals, spans
 from qcompiler.stages.spool import Spool
-from qcompiler.stages.walk import MEMORY, SETTINGS, advance, stage_model, store_inputs
+from qcompiler.stages.walk import MEMORY, advance, open_stage, store_inputs
 
 __all__ = ["divergences"]
 
@@ -100,7 +100,7 @@ def _advance_trial(
     changed = any((node.name or "", 1) in trial for node in stage.nodes)
     if not stage.outputs or not (moved or changed):
         return False
-    session = open_session(stage_model(model, stage, trial, spool), settings=SETTINGS)
+    session = open_stage(model, stage, trial, spool)
     names = {value.name or "": value for value in stage.outputs}
     for sample in range(count):
         feed = {

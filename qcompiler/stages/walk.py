@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,10 @@ from qcompiler.runtime.settings import SessionSettings
 from qcompiler.stages.cut import LayerGroup, Site, Stage, constants_of, cut
 from qcompiler.stages.spool import Spool
 
-__all__ = ["MEMORY", "SETTINGS", "Observer", "advance", "stage_model", "store_inputs", "walk"]
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["MEMORY", "Observer", "advance", "open_stage", "store_inputs", "walk"]
 
 MEMORY = 1 << 30  # bytes of crossing values held in memory, by default
 
@@ -130,8 +133,7 @@ def _run_stage(
     keeps: Sequence[_Keep],
 ) -> None:
     names = [value.name or "" for value in stage.outputs]
-    part = stage_model(model, stage, weights, spool) if names else None
-    session = None if part is None else open_session(part, settings=SETTINGS)
+    session = open_stage(model, stage, weights, spool) if names else None
     last = {value.name or "" for value in stage.last}
     for sample, keep in enumerate(keeps):
         made = {}
@@ -158,17 +160,38 @@ def advance(
     names = [value.name or "" for value in stage.outputs]
     if not names:
         return
-    session = open_session(stage_model(model, stage, weights, spool), settings=SETTINGS)
+    session = open_stage(model, stage, weights, spool)
     for sample in range(count):
         feed = {value.name or "": spool.get(value.name or "", sample) for value in stage.inputs}
         for name, array in run(session, feed, names).items():
             spool.put(name, sample, array)
 
 
-def stage_model(
+def open_stage(
+    model: ir.Model, stage: Stage, weights: Mapping[Site, QTensor], spool: Spool
+) -> ort.InferenceSession:
+    """A session of the stage, with rounded weights as the floats they stand for.
+
+    Args:
+        model: What the stage is a part of; left as it is.
+        stage: Its inputs are in the spool, by whose form they are typed.
+        weights: By site; those of other stages are not asked for.
+        spool: See :class:`~qcompiler.stages.spool.Spool`.
+
+    Raises:
+        QcError: QC607, the runtime refuses it.
+    """
+    part = _stage_model(model, stage, weights, spool)
+    session = open_session(part, settings=SETTINGS)
+    # The session has them. A graph is full of cycles, which Python breaks late: they would pile up.
+    for value in part.graph.initializers.values():
+        value.const_value = None
+    return session
+
+
+def _stage_model(
     model: ir.Model, stage: Stage, weights: Mapping[Site, QTensor], spool: Spool
 ) -> ir.Model:
-    """The stage as a model, with rounded weights as the floats they stand for."""
     constants = constants_of(stage.nodes)
     view = ir.GraphView(
         stage.inputs,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import onnx_ir as ir
@@ -239,6 +241,18 @@ def test_commit_writes_what_was_trained_and_nothing_else() -> None:
     assert w.const_value.numpy().tolist() == [[2, 3], [4, 5]]
     assert w.const_value.name == "w"
     assert b.const_value is untouched
+
+
+def test_released_constants_are_gone_before_the_cycles_they_stood_in() -> None:
+    model = ir.from_onnx_text(TWICE)
+    lifted = lift(model.graph, trainable=[value(model, "w")])
+    constants = [weakref.ref(lifted.constant(value(model, name))) for name in "wb"]
+    gc.disable()
+    try:
+        lifted.release()
+        assert [constant() for constant in constants] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_trainable_value_must_be_a_float_constant() -> None:

@@ -126,7 +126,9 @@ class BitRounding:
     They take a byte an element: what is more than ``memory`` bytes waits in a temporary folder.
     """
 
-    def __init__(self, layers: Mapping[str, BitLayer], state: State, memory: int = MEMORY) -> None:
+    def __init__(
+        self, layers: Mapping[str, BitLayer], state: State, memory: int = MEMORY // 2
+    ) -> None:
         self._layers = layers
         self._state = state
         self._held: dict[tuple[str, int], QTensor] = {}
@@ -155,7 +157,8 @@ class BitRounding:
         weight = self._weight(name)
         if bits not in self._layers[name].specs:
             return np.zeros_like(weight)
-        return self.of(name, bits).dequantize() - weight
+        found = self.of(name, bits).dequantize()
+        return np.subtract(found, weight, out=found)
 
     def trial(self, choice: Mapping[str, int]) -> Mapping[Site, QTensor]:
         """Rounded weights of layers that have a choice, made or read when asked for."""

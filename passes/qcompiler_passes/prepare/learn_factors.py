@@ -153,8 +153,9 @@ class _Learner:
                     f"learn-factors {block.name}, step {step + 1}, error {share:.2f} of before"
                 )
 
-        return teq(
-            lift(block.nodes, inputs=block.inputs, outputs=block.outputs),
+        lifted = lift(block.nodes, inputs=block.inputs, outputs=block.outputs)
+        found = teq(
+            lifted,
             [
                 TeqGroup(
                     tuple(dict.fromkeys(map(_weight, group.layers))),
@@ -169,6 +170,8 @@ class _Learner:
             options=TeqOptions(**options.model_dump(exclude={"insert"}), seed=state.recipe.seed),
             progress=progress,
         )
+        lifted.release()
+        return found
 
 
 def _weight(node: ir.Node) -> ir.Value:

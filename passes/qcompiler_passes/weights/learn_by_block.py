@@ -223,6 +223,7 @@ class _Learner:
             for node in nodes:
                 site = (node.name or "", 1)
                 self.store.put(site, self.keys[site], result.tensors[value])
+        lifted.release()
         if not result.loss_before:
             none = "rounded to nearest it gives what it should on these data: nothing to learn"
             self.say(Code.ROUNDING_KEPT, block.name, none)
