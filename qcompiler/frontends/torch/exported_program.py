@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit
 from qcompiler.frontends.opened import Opened
-from qcompiler.frontends.torch.export import example_feed, export_to_ir, output_names
+from qcompiler.frontends.torch.example_inputs import example_feed
+from qcompiler.frontends.torch.export import export_to_ir, output_names
 
 __all__ = ["open_file", "open_program"]
 

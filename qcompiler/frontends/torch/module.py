@@ -11,17 +11,14 @@ from torch.utils import _pytree as pytree
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.opened import Kind, Opened
-from qcompiler.frontends.torch.export import (
+from qcompiler.frontends.torch.example_inputs import (
     ExampleInputs,
     batch_of,
     doubled,
-    evaluation_mode,
     example_feed,
-    export_to_ir,
-    output_names,
-    run_once,
     without_bfloat16,
 )
+from qcompiler.frontends.torch.export import evaluation_mode, export_to_ir, output_names, run_once
 
 __all__ = ["open_module"]
 

@@ -14,16 +14,13 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.config_file import class_assumed
 from qcompiler.frontends.opened import Opened
-from qcompiler.frontends.torch.export import (
+from qcompiler.frontends.torch.example_inputs import (
     ExampleInputs,
     doubled,
-    evaluation_mode,
     example_feed,
-    export_to_ir,
-    output_names,
-    run_once,
     without_bfloat16,
 )
+from qcompiler.frontends.torch.export import evaluation_mode, export_to_ir, output_names, run_once
 
 __all__ = ["open_folder", "open_pretrained"]
 
