@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompiler_models.graph_builder import GraphBuilder, graph_input, graph_output
+
 __all__ = [
     "MODELS",
     "build",
@@ -31,124 +33,21 @@ __all__ = [
 ]
 
 _Array = npt.NDArray[np.generic]
-_Attribute = int | float | str | Sequence[int] | ir.Graph | ir.TensorProtocol
 
-_IR_VERSION = 10  # the newest that every ONNX Runtime since 1.20 reads
 _VOCABULARY, _WIDTH, _HEADS = 50, 32, 4
 _FLOAT, _INT64, _BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
-class _Builder:
-    """Collects the nodes and weights of one graph. Value names count up by operator."""
-
-    def __init__(self, seed: int, prefix: str = "") -> None:
-        self.nodes: list[ir.Node] = []
-        self.weights: list[ir.Value] = []
-        self.rng = np.random.default_rng(seed)
-        self.prefix = prefix
-
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: _Attribute) -> ir.Value:
-        """Output of a new node, named after its operator and its place in the graph."""
-        name = f"{self.prefix}{op_type.lower()}_{len(self.nodes)}"
-        output = ir.Value(name=name)
-        self.nodes.append(
-            ir.node(op_type, inputs, attributes, outputs=[output], name=f"{name}_node")
-        )
-        return output
-
-    def constant(self, name: str, array: npt.ArrayLike) -> ir.Value:
-        """An initializer."""
-        array = np.asarray(array)
-        tensor = ir.tensor(array, name=self.prefix + name)
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.weights.append(value)
-        return value
-
-    def weight(self, name: str, *shape: int, fan_in: int, dtype: str = "float32") -> ir.Value:
-        """A normal initializer that keeps the variance of what it multiplies."""
-        return self.constant(name, self.normal(*shape, fan_in=fan_in, dtype=dtype))
-
-    def normal(self, *shape: int, fan_in: int, dtype: str = "float32") -> _Array:
-        """The numbers ``weight`` draws."""
-        return np.asarray(self.rng.standard_normal(shape) / np.sqrt(fan_in), dtype)
-
-    def bias(self, name: str, width: int, dtype: str = "float32") -> ir.Value:
-        """A small normal vector."""
-        return self.constant(name, (self.rng.standard_normal(width) * 0.1).astype(dtype))
-
-    def linear(
-        self, x: ir.Value, name: str, inputs: int, outputs: int, dtype: str = "float32"
-    ) -> ir.Value:
-        """``x @ w + b`` as MatMul and Add."""
-        w = self.weight(f"{name}.weight", inputs, outputs, fan_in=inputs, dtype=dtype)
-        b = self.bias(f"{name}.bias", outputs, dtype)
-        return self.op("Add", self.op("MatMul", x, w), b)
-
-    def conv_norm(
-        self, x: ir.Value, name: str, shape: tuple[int, int, int], groups: int = 1, stride: int = 1
-    ) -> ir.Value:
-        """Convolution ``[out, in / groups, k, k]`` without bias, then batch norm."""
-        out, within, k = shape
-        w = self.weight(f"{name}.weight", out, within, k, k, fan_in=within * k * k)
-        pads, strides = [k // 2] * 4, [stride, stride]
-        y = self.op("Conv", x, w, group=groups, pads=pads, strides=strides, kernel_shape=[k, k])
-        return self.op(
-            "BatchNormalization",
-            y,
-            self.constant(f"{name}.gamma", self.rng.uniform(0.5, 1.5, out).astype("float32")),
-            self.bias(f"{name}.beta", out),
-            self.bias(f"{name}.mean", out),
-            self.constant(f"{name}.var", self.rng.uniform(0.5, 2.0, out).astype("float32")),
-            epsilon=1e-5,
-        )
-
-    def graph(
-        self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], opset: int
-    ) -> ir.Graph:
-        """The graph of everything built so far."""
-        return ir.Graph(
-            inputs,
-            outputs,
-            nodes=self.nodes,
-            initializers=self.weights,
-            opset_imports={"": opset},
-            name=name,
-        )
-
-    def model(
-        self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], opset: int
-    ) -> ir.Model:
-        """The same as a model."""
-        graph = self.graph(name, inputs, outputs, opset)
-        return ir.Model(graph, ir_version=_IR_VERSION, producer_name="qcompiler_models.tiny")
-
-
-def _input(name: str, shape: Sequence[int | str], dtype: ir.DataType = _FLOAT) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-
-
-def _output(
-    value: ir.Value, name: str, shape: Sequence[int | str], dtype: ir.DataType = _FLOAT
-) -> ir.Value:
-    value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(dtype)
-    return value
-
-
 def mlp(seed: int = 0, dtype: str = "float32") -> ir.Model:
     """Three linear layers with ReLU between; the last is a Gemm with ``transB``."""
-    b = _Builder(seed)
+    b = GraphBuilder(seed)
     element = ir.DataType.from_numpy(np.dtype(dtype))
-    x = _input("x", ["batch", 16], element)
+    x = graph_input("x", ["batch", 16], element)
     y = b.op("Relu", b.linear(x, "fc1", 16, 32, dtype))
     y = b.op("Relu", b.linear(y, "fc2", 32, 32, dtype))
     w = b.weight("fc3.weight", 10, 32, fan_in=32, dtype=dtype)
     y = b.op("Gemm", y, w, b.bias("fc3.bias", 10, dtype), transB=1)
-    return b.model("mlp", [x], [_output(y, "y", ["batch", 10], element)], opset=21)
+    return b.model("mlp", [x], [graph_output(y, "y", ["batch", 10], element)], opset=21)
 
 
 def half(seed: int = 0) -> ir.Model:
@@ -162,9 +61,9 @@ def transformer(seed: int = 0, layers: int = 2) -> ir.Model:
     LayerNorm and erf-GELU are spelled out, heads are split by shape arithmetic, and masked keys
     get -10000.
     """
-    b = _Builder(seed)
-    x = _input("x", ["batch", "sequence", _WIDTH])
-    mask = _input("mask", ["batch", "sequence"], _INT64)
+    b = GraphBuilder(seed)
+    x = graph_input("x", ["batch", "sequence", _WIDTH])
+    mask = graph_input("mask", ["batch", "sequence"], _INT64)
     ones = b.op("Cast", b.op("Unsqueeze", mask, b.constant("axes_1_2", [1, 2])), to=1)
     blocked = b.op("Sub", b.constant("one", np.float32(1)), ones)
     penalty = b.op("Mul", blocked, b.constant("minus_10000", np.float32(-10000)))
@@ -175,11 +74,11 @@ def transformer(seed: int = 0, layers: int = 2) -> ir.Model:
         wide = _erf_gelu(b, b.linear(y, f"layers.{i}.fc1", _WIDTH, 2 * _WIDTH))
         narrow = b.linear(wide, f"layers.{i}.fc2", 2 * _WIDTH, _WIDTH)
         y = _layer_norm(b, b.op("Add", y, narrow), f"layers.{i}.norm2")
-    outputs = [_output(y, "y", ["batch", "sequence", _WIDTH])]
+    outputs = [graph_output(y, "y", ["batch", "sequence", _WIDTH])]
     return b.model("transformer", [x, mask], outputs, opset=13)
 
 
-def _attention(b: _Builder, x: ir.Value, penalty: ir.Value, name: str) -> ir.Value:
+def _attention(b: GraphBuilder, x: ir.Value, penalty: ir.Value, name: str) -> ir.Value:
     shape = b.op("Shape", x)
     zero = b.constant(f"{name}.axis", np.array([0]))
     batch = b.op("Gather", shape, b.constant(f"{name}.0", np.int64(0)), axis=0)
@@ -201,7 +100,7 @@ def _attention(b: _Builder, x: ir.Value, penalty: ir.Value, name: str) -> ir.Val
     return b.linear(together, f"{name}.out", _WIDTH, _WIDTH)
 
 
-def _layer_norm(b: _Builder, x: ir.Value, name: str) -> ir.Value:
+def _layer_norm(b: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
     centred = b.op("Sub", x, b.op("ReduceMean", x, axes=[-1]))
     squared = b.op("Pow", centred, b.constant(f"{name}.two", np.float32(2)))
     variance = b.op("ReduceMean", squared, axes=[-1])
@@ -211,7 +110,7 @@ def _layer_norm(b: _Builder, x: ir.Value, name: str) -> ir.Value:
     return b.op("Add", scaled, b.bias(f"{name}.bias", _WIDTH))
 
 
-def _erf_gelu(b: _Builder, x: ir.Value) -> ir.Value:
+def _erf_gelu(b: GraphBuilder, x: ir.Value) -> ir.Value:
     """``x * (1 + erf(x / sqrt 2)) * 0.5``, its constants made anew at each use, as exporters do."""
     at = f"gelu_{len(b.nodes)}"
     inner = b.op("Div", x, b.constant(f"{at}.root_two", np.float32(np.sqrt(2))))
@@ -221,21 +120,23 @@ def _erf_gelu(b: _Builder, x: ir.Value) -> ir.Value:
 
 def encoder(seed: int = 0) -> ir.Model:
     """Embedding and feed-forward as torch exports them now: LayerNormalization and Gelu nodes."""
-    b = _Builder(seed)
-    ids = _input("ids", ["batch", "sequence"], _INT64)
+    b = GraphBuilder(seed)
+    ids = graph_input("ids", ["batch", "sequence"], _INT64)
     table = b.weight("embedding.weight", _VOCABULARY, _WIDTH, fan_in=1)
     y = b.op("Gather", table, ids)
     gamma = b.constant("norm.weight", b.rng.uniform(0.5, 1.5, _WIDTH).astype("float32"))
     normed = b.op("LayerNormalization", y, gamma, b.bias("norm.bias", _WIDTH), axis=-1)
     wide = b.op("Gelu", b.linear(normed, "fc1", _WIDTH, 2 * _WIDTH), approximate="none")
     y = b.op("Add", y, b.linear(wide, "fc2", 2 * _WIDTH, _WIDTH))
-    return b.model("encoder", [ids], [_output(y, "y", ["batch", "sequence", _WIDTH])], opset=20)
+    return b.model(
+        "encoder", [ids], [graph_output(y, "y", ["batch", "sequence", _WIDTH])], opset=20
+    )
 
 
 def convnet(seed: int = 0) -> ir.Model:
     """Convolutions with batch norm: plain, depthwise at stride 2, pointwise; then a classifier."""
-    b = _Builder(seed)
-    x = _input("x", ["batch", 3, 16, 16])
+    b = GraphBuilder(seed)
+    x = graph_input("x", ["batch", 3, 16, 16])
     y = b.op("Relu", b.conv_norm(x, "stem", (8, 3, 3)))
     y = b.conv_norm(y, "depthwise", (8, 1, 3), groups=8, stride=2)
     low, high = b.constant("zero", np.float32(0)), b.constant("six", np.float32(6))
@@ -245,13 +146,13 @@ def convnet(seed: int = 0) -> ir.Model:
     y = b.op("Flatten", b.op("GlobalAveragePool", y))
     w = b.weight("classifier.weight", 10, 16, fan_in=16)
     y = b.op("Gemm", y, w, b.bias("classifier.bias", 10), transB=1)
-    return b.model("convnet", [x], [_output(y, "y", ["batch", 10])], opset=17)
+    return b.model("convnet", [x], [graph_output(y, "y", ["batch", 10])], opset=17)
 
 
 def residual(seed: int = 0) -> ir.Model:
     """Convolutions with bias, an addition of branches, a Concat, and a value used three times."""
-    b = _Builder(seed)
-    x = _input("x", ["batch", 8, 12, 12])
+    b = GraphBuilder(seed)
+    x = graph_input("x", ["batch", 8, 12, 12])
 
     def conv(value: ir.Value, name: str, inputs: int, outputs: int) -> ir.Value:
         w = b.weight(f"{name}.weight", outputs, inputs, 3, 3, fan_in=9 * inputs)
@@ -262,28 +163,28 @@ def residual(seed: int = 0) -> ir.Model:
     y = b.op("Relu", b.op("Add", conv(y, "conv2", 8, 8), stem))
     y = b.op("Concat", y, stem, axis=1)
     y = conv(y, "head", 16, 4)
-    return b.model("residual", [x], [_output(y, "y", ["batch", 4, 12, 12])], opset=17)
+    return b.model("residual", [x], [graph_output(y, "y", ["batch", 4, 12, 12])], opset=17)
 
 
 def odd_classifier(seed: int = 0) -> ir.Model:
     """Gemms of widths no group size divides, with and without bias, ``transB`` and ``alpha``."""
-    b = _Builder(seed)
-    x = _input("x", ["batch", 37])
+    b = GraphBuilder(seed)
+    x = graph_input("x", ["batch", 37])
     w1 = b.weight("fc1.weight", 37, 13, fan_in=37)
     y = b.op("Sigmoid", b.op("Gemm", x, w1, alpha=0.5))
     w2 = b.weight("fc2.weight", 7, 13, fan_in=13)
     y = b.op("Gemm", y, w2, b.bias("fc2.bias", 7), beta=2.0, transB=1)
-    return b.model("odd_classifier", [x], [_output(y, "y", ["batch", 7])], opset=21)
+    return b.model("odd_classifier", [x], [graph_output(y, "y", ["batch", 7])], opset=21)
 
 
 def tied(seed: int = 0) -> ir.Model:
     """A language model whose head is the transpose of its embedding: one weight, two uses."""
-    b = _Builder(seed)
-    ids = _input("ids", ["batch", "sequence"], _INT64)
+    b = GraphBuilder(seed)
+    ids = graph_input("ids", ["batch", "sequence"], _INT64)
     table = b.weight("embedding.weight", _VOCABULARY, 24, fan_in=24)
     y = b.op("Tanh", b.linear(b.op("Gather", table, ids), "fc", 24, 24))
     y = b.op("MatMul", y, b.op("Transpose", table, perm=[1, 0]))
-    outputs = [_output(y, "logits", ["batch", "sequence", _VOCABULARY])]
+    outputs = [graph_output(y, "logits", ["batch", "sequence", _VOCABULARY])]
     return b.model("tied", [ids], outputs, opset=21)
 
 
@@ -293,41 +194,41 @@ def control_flow(seed: int = 0) -> ir.Model:
     The first branch and the loop use a weight of the graph around them, the second branch has its
     own.
     """
-    b = _Builder(seed)
-    x, flag = _input("x", ["batch", 16]), _input("flag", [], _BOOL)
+    b = GraphBuilder(seed)
+    x, flag = graph_input("x", ["batch", 16]), graph_input("flag", [], _BOOL)
     shared = b.weight("shared.weight", 16, 16, fan_in=16)
 
-    then, other = _Builder(seed + 1, "then."), _Builder(seed + 2, "else.")
+    then, other = GraphBuilder(seed + 1, "then."), GraphBuilder(seed + 2, "else.")
     chosen = then.op("Relu", then.op("MatMul", x, shared))
-    branch_a = then.graph("then", [], [_output(chosen, "then.y", ["batch", 16])], 21)
+    branch_a = then.graph("then", [], [graph_output(chosen, "then.y", ["batch", 16])], 21)
     own = other.weight("weight", 16, 16, fan_in=16)
     chosen = other.op("Relu", other.op("MatMul", x, own))
-    branch_b = other.graph("else", [], [_output(chosen, "else.y", ["batch", 16])], 21)
+    branch_b = other.graph("else", [], [graph_output(chosen, "else.y", ["batch", 16])], 21)
     y = b.op("If", flag, then_branch=branch_a, else_branch=branch_b)
 
-    body = _Builder(seed + 3, "body.")
-    step, going = _input("body.step", [], _INT64), _input("body.going", [], _BOOL)
-    state = _input("body.state", ["batch", 16])
-    still = _output(body.op("Identity", going), "body.still", [], _BOOL)
+    body = GraphBuilder(seed + 3, "body.")
+    step, going = graph_input("body.step", [], _INT64), graph_input("body.going", [], _BOOL)
+    state = graph_input("body.state", ["batch", 16])
+    still = graph_output(body.op("Identity", going), "body.still", [], _BOOL)
     after = body.op("Tanh", body.op("MatMul", state, shared))
-    after = _output(after, "body.after", ["batch", 16])
+    after = graph_output(after, "body.after", ["batch", 16])
     loop_body = body.graph("body", [step, going, state], [still, after], 21)
     count, always = b.constant("count", np.int64(3)), b.constant("always", np.bool_(True))
     y = b.op("Loop", count, always, y, body=loop_body)
-    return b.model("control_flow", [x, flag], [_output(y, "y", ["batch", 16])], opset=21)
+    return b.model("control_flow", [x, flag], [graph_output(y, "y", ["batch", 16])], opset=21)
 
 
 def constant_weights(seed: int = 0) -> ir.Model:
     """Two linear layers whose weights come out of Constant nodes, not initializers."""
-    b = _Builder(seed)
-    x = _input("x", ["batch", 16])
+    b = GraphBuilder(seed)
+    x = graph_input("x", ["batch", 16])
 
     def constant(*shape: int) -> ir.Value:
         return b.op("Constant", value=ir.tensor(b.normal(*shape, fan_in=16)))
 
     y = b.op("Relu", b.op("Add", b.op("MatMul", x, constant(16, 16)), constant(16)))
     y = b.op("Gemm", y, constant(16, 8), constant(8))
-    return b.model("constant_weights", [x], [_output(y, "y", ["batch", 8])], opset=21)
+    return b.model("constant_weights", [x], [graph_output(y, "y", ["batch", 8])], opset=21)
 
 
 MODELS: Mapping[str, Callable[[], ir.Model]] = MappingProxyType(
