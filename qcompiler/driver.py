@@ -164,8 +164,11 @@ def qcompile(
             if is_wanted(recipe):
                 state.diagnostics.append(_not_searched(opened.source))
         facts = KeyFacts(
-            recipe, opened, state, given, calibration is not None, example_inputs is not None
-        )
+            recipe, opened, state, given,
+            calibrated=calibration is not None,
+            exemplified=example_inputs is not None,
+            passes=frozenset(item.name for item in passes),
+        )  # fmt: skip
         unused = unused_keys(facts)
         state.diagnostics.extend((*opened.diagnostics, *unused, *tuned.diagnostics))
         checked = Checked()

@@ -31,6 +31,7 @@ class KeyFacts:
         given: The plan that the user gave, or None.
         calibrated: Whether the user gave calibration data.
         exemplified: Whether the user gave example inputs.
+        passes: Names of those that ran.
     """
 
     recipe: Recipe
@@ -38,7 +39,8 @@ class KeyFacts:
     state: State
     given: Plan | None
     calibrated: bool
-    exemplified: bool = False
+    exemplified: bool
+    passes: frozenset[str]
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -33,6 +33,13 @@ _OF_FLOAT_MODELS = (
     *_PLANNED, *_ALGORITHMS, *_RANGES, "embeddings", "weights.rounding", "smoothing.", "auto",
     "equalize_gates", "equalize_layers", "absorb_biases", "correct_biases", "verify.layers",
 )
+_BY_PASS = {
+    "absorb_biases": "absorb-biases", "autoround.": "learn-by-block",
+    "awq.": "scale-salient-channels", "bits_budget": "allot-bits",
+    "correct_biases": "correct-biases", "equalize_layers": "equalize-layers",
+    "gptq.": "round-in-stages", "kv_cache": "quantize-cache", "megabytes_budget": "allot-bits",
+    "prefill": "add-prefill", "smoothing.": "smooth-activations", "teq.": "learn-factors",
+}
 # fmt: on
 
 
@@ -57,6 +64,11 @@ class _Need:
         return any(key == item or (item[-1] == "." and key.startswith(item)) for item in self.keys)
 
 
+def _pass(key: str, name: str) -> _Need:
+    why = f"the recipe's pipeline is without {name}"
+    return _Need((key,), lambda c: name in c.passes, why, "add the pass to the pipeline")
+
+
 # fmt: off
 _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
     # the model
@@ -74,6 +86,7 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
         or Scheme.WEIGHT in c.recipe.schemes,  # which stores tables that are still float
         "the model came quantized: what is quantized stays so in any scheme",
         "take the quantization out by the recipe 'float'"),
+    *(_pass(key, name) for key, name in _BY_PASS.items()),
     # the data
     _Need(("text.",), lambda c: c.takes_text,
         "only a model of input_ids alone is calibrated on text"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qcompiler import Code, qcompile
+from qcompiler.pipeline.registry import default_pipeline, pipeline_text
 from qcompiler.recipe import Recipe, WeightOptions
 from qcompiler.recipe_keys import said_keys
 from qcompiler_models import tiny
@@ -146,6 +147,17 @@ def test_rules_that_a_given_plan_does_not_follow_are_told(
 ) -> None:
     plan = qcompile(tiny.mlp(), "cpu-vnni", STATIC, tiny.feeds("mlp")).plan
     assert unused({**STATIC, "rules": [{"match": "matmul_0_node", **rule}]}, plan=plan) == told
+
+
+def test_options_of_passes_that_do_not_run_are_told() -> None:
+    left_out = ("allot-bits", "smooth-activations")
+    pipeline = pipeline_text(item for item in default_pipeline() if item.name not in left_out)
+    given = {"pipeline": pipeline, "smoothing": {"alpha": 0.3}}
+    assert unused({**STATIC, **given}) == ["smoothing.alpha"]
+    assert unused({"base": "w4-rtn", **PLAIN, **given, "bits_budget": 20.0}) == [
+        "bits_budget",
+        "smoothing.alpha",
+    ]
 
 
 def test_work_is_told_where_nothing_takes_long(tmp_path: pathlib.Path) -> None:
