@@ -115,6 +115,9 @@ class NodeDecision:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NodeDecision:
         """Read what :meth:`to_dict` wrote."""
+        for key in ("node", "op", "verdict", "kernel", "into", "module", "algorithm"):
+            if not isinstance(data.get(key, ""), str):
+                raise ValueError(f"{data.get('node')!r}: {key} = {data[key]!r}, wanted a text")
         reason = data.get("reason")
         if reason is None and data["verdict"] == Verdict.FLOAT.value:
             # who edits a plan by hand has a reason, and need not spell a diagnostic

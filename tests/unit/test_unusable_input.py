@@ -466,6 +466,32 @@ def test_a_node_is_put_in_float_by_its_verdict_alone(
     assert again.plan.nodes["second"].verdict == "quantized"
 
 
+@pytest.mark.parametrize(
+    ("key", "entry", "word"),
+    [
+        ("inputs", None, "input 0 has no spec"),
+        ("inputs", [None, "s8c@1"], "input 0 has no spec"),
+        ("algorithm", "gtpq", "'gptq'"),
+        ("algorithm", ["gptq"], "wanted a text"),
+        ("kernel", 5, "wanted a text"),
+    ],
+)
+def test_a_slip_in_an_edited_plan_is_told(
+    artifact: Artifact, key: str, entry: Any, word: str
+) -> None:
+    data = json.loads(json.dumps(artifact.plan.to_dict()))
+    (item,) = (item for item in data["nodes"] if item["node"] == "second")
+    item[key] = entry
+    if entry is None:
+        del item[key]
+    refused(
+        Code.BAD_PLAN,
+        lambda: qcompile(mlp(), recipe=FORCED, calibration=FEEDS, plan=data),
+        "second",
+        word,
+    )
+
+
 def test_keep_float_takes_along_what_the_node_absorbed(artifact: Artifact) -> None:
     plan = artifact.plan.keep_float("first", reason="too coarse")
     assert [item.verdict for item in plan][:2] == ["float", "float"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -10,6 +11,7 @@ from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, NodeDecision, Own, Plan, Verdict
+from qcompiler.recipe_options import Algorithm
 from qcompiler.targets.conditions import Context, first_failure, is_constant
 from qcompiler_passes.planned import fused_behind
 
@@ -124,6 +126,12 @@ def _quantized(node: ir.Node, decision: NodeDecision, plan: Plan, state: State) 
         raise _bad(
             decision.node, f"has specs for {len(decision.inputs)} of {len(node.inputs)} inputs"
         )
+    for index, wanted in enumerate(row.inputs):
+        if wanted is not None and not any(decision.inputs[index : index + 1]):
+            raise _bad(decision.node, f"input {index} has no spec, {row.id} takes {wanted}")
+    if decision.algorithm and decision.algorithm not in get_args(Algorithm):
+        hint = nearest(decision.algorithm, get_args(Algorithm))
+        raise _bad(decision.node, f"no algorithm {decision.algorithm!r}", hint)
     weight = decision.inputs[1] if len(decision.inputs) > 1 else None
     context = Context(state.shapes or {}, target, state.form, weight)
     failed = first_failure(row, node, context)
