@@ -123,8 +123,7 @@ class KeyFacts:
         if self.budgets or not self.algorithms.isdisjoint({"rtn", "teq", "autoround"}):
             return True
         awq = "awq" in self.algorithms and self.recipe.awq.rounding == "nearest"
-        tables = any(op == "Gather" and alg in BY_STAGES for op, alg, _ in self.weights)
-        return tables or (awq and not self.recipe.awq.clip)
+        return awq and not self.recipe.awq.clip
 
     @property
     def compensates(self) -> bool:

@@ -11,6 +11,7 @@ from qcompiler.ir.provenance import module_of, origins
 from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, Intent, NodeDecision, Own, Plan, Same, Verdict
+from qcompiler.recipe_options import DATA_DRIVEN
 from qcompiler.schemes import QSpec
 from qcompiler.targets.activations import activation_spec
 from qcompiler.targets.schema import Form, Kernel, Scheme
@@ -146,6 +147,8 @@ class _Writer:
             gain = unit.float_us - option.us
         weight_only = row.scheme is Scheme.WEIGHT and option.weight is not None
         algorithm = unit.wish.algorithm if weight_only and unit.wish.algorithm != "rtn" else ""
+        if row.op == "Gather" and algorithm in DATA_DRIVEN and not unit.wish.tied:
+            algorithm = "hqq"  # nothing reaches a table that data could tell of
         return decision_of(
             unit.head,
             Verdict.QUANTIZED,

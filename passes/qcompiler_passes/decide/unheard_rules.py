@@ -8,6 +8,7 @@ from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.walk import op_name
 from qcompiler.plan import NodeDecision, Plan
 from qcompiler.recipe import Rule
+from qcompiler.recipe_options import DATA_DRIVEN
 from qcompiler.schemes import Granularity
 from qcompiler.targets.activations import weight_index
 from qcompiler.targets.schema import Kernel, Scheme, Target
@@ -56,6 +57,11 @@ def unheard_rules(
             found += [_by_row(unit) for unit in by_row]
             if by_row and len(by_row) == len(own):
                 continue
+        tables = bool(own) and all(op_name(unit.head) == "Gather" for unit in own)
+        if tables and rule.algorithm in DATA_DRIVEN:
+            message = "has no effect: no data reach an embedding table, which is rounded by hqq"
+            hint = "set algorithm = 'rtn', 'k-quant' or 'hqq' in the rule"
+            found.append(Diagnostic(Code.KEY_UNUSED, f"{where}.algorithm", message, hint))
         heard = any(_is_heard(solution.chosen.get(unit.name)) for unit in own)
         if keys and not heard and not any(unit.wish.pinned for unit in own):
             found.append(_unheard(f"{where}.{', '.join(keys)}", own))

@@ -166,6 +166,16 @@ def test_a_rule_on_bits_wins_over_tables_in_float() -> None:
     assert not state.diagnostics
 
 
+def test_data_tell_nothing_of_a_table_which_plan_and_diagnostics_say() -> None:
+    model = graph("[look] y = Gather(T, x)", TABLE)
+    rule = {"match": "look", "bits": 4, "group_size": 16}
+    state = planned(model, {"base": "w4-gptq", "rules": [rule]})
+    assert state.plan.nodes["look"].algorithm == "hqq"
+    assert not state.diagnostics
+    (told,) = planned(model, {**WEIGHT4, "rules": [{**rule, "algorithm": "awq"}]}).diagnostics
+    assert (told.code, told.where) == (Code.KEY_UNUSED, "rules[0].algorithm")
+
+
 def test_a_table_that_cannot_have_the_bits_of_a_rule_is_told() -> None:
     model = graph("[look] y = Gather(T, x)", "int64[2,8] x, float[20000,24] T")
     rule = {"match": "look", "bits": 4, "group_size": 16}
