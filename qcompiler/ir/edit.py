@@ -27,6 +27,7 @@ __all__ = [
     "name_everything",
     "remove_dead",
     "replace",
+    "unique",
 ]
 
 _NAMES = "qcompiler.names"  # Graph.meta: names in use, built lazily
@@ -51,12 +52,7 @@ def fresh_name(graph: ir.Graph, hint: str) -> str:
     if names is None:
         names = _names_in(graph)
         graph.meta[_NAMES] = names
-    name, count = hint, 0
-    while name in names:
-        count += 1
-        name = f"{hint}_{count}"
-    names.add(name)
-    return name
+    return unique(hint, names)
 
 
 def collect_names(model: ir.Model) -> None:
@@ -208,14 +204,15 @@ def name_everything(model: ir.Model) -> None:
         seen_values.update(graph.initializers)
     for graph in all_graphs(model):
         for index, node in enumerate(graph):
-            node.name = _unique(node.name or f"{node.op_type}_{index}", seen_nodes)
+            node.name = unique(node.name or f"{node.op_type}_{index}", seen_nodes)
             for output in node.outputs:
                 if output.name != "" or output.uses():
-                    output.name = _unique(output.name or f"{node.name}.out", seen_values)
+                    output.name = unique(output.name or f"{node.name}.out", seen_values)
     collect_names(model)
 
 
-def _unique(hint: str, seen: set[str]) -> str:
+def unique(hint: str, seen: set[str]) -> str:
+    """``hint``, or ``hint_1`` ... where that is ``seen``; added to them."""
     name, count = hint, 0
     while name in seen:
         count += 1

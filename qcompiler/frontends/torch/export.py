@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.torch.example_inputs import ExampleInputs
 from qcompiler.frontends.torch.rotary_caches import widen_rotary_caches
+from qcompiler.ir.edit import unique
 
 __all__ = ["evaluation_mode", "export_to_ir", "output_names", "run_once"]
 
@@ -197,12 +198,7 @@ def output_names(result: Any, taken: Sequence[str]) -> list[str]:
             continue
         words = [str(word) for word in map(_key_word, path)]
         stem = ".".join(words) if words and not words[0].isdigit() else "output"
-        name, count = stem, 0
-        while name in used:
-            count += 1
-            name = f"{stem}_{count}"
-        used.add(name)
-        names.append(name)
+        names.append(unique(stem, used))
     return names
 
 
