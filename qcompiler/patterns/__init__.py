@@ -1,7 +1,8 @@
-"""The pattern engine: what a pattern is (``match``), how rules are applied (``rule``)."""
+"""The pattern engine: patterns (``terms``), where they match (``match``), rules (``rule``)."""
 
-from qcompiler.patterns.match import Match, Operators, Term, Var, maybe, one_of, scalar_of
+from qcompiler.patterns.match import Match, scalar_of
 from qcompiler.patterns.rule import Applied, NearMiss, Rule, apply_rules
+from qcompiler.patterns.terms import Operators, Term, Var, maybe, one_of
 
 __all__ = [
     "Applied",

@@ -19,7 +19,8 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import Tape, replace
 from qcompiler.ir.walk import op_name
-from qcompiler.patterns.match import Match, Matcher, Operators, Term, Var, root_ops
+from qcompiler.patterns.match import Match, Matcher
+from qcompiler.patterns.terms import Operators, Term, Var, root_ops
 
 __all__ = ["Applied", "NearMiss", "Rule", "apply_rules", "remove_unread", "stamp"]
 

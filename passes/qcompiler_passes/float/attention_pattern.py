@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompiler.patterns.match import Call, Match, Operators, Term, Var, one_of
+from qcompiler.patterns.match import Match
+from qcompiler.patterns.terms import Call, Operators, Term, Var, one_of
 from qcompiler_passes.float.attention_mask import Mask
 
 __all__ = ["TO_HEADS", "attention", "heads_first", "mask_of", "scale_of"]

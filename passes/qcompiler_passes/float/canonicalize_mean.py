@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from qcompiler.analysis.dims import Dims
 from qcompiler.ir.edit import Tape
-from qcompiler.patterns.match import Match, Operators, Term, Var
+from qcompiler.patterns.match import Match
 from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.terms import Operators, Term, Var
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.float.normalization import mean_over, reduced_axes
 

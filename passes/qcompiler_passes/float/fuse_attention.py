@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from qcompiler.analysis.dims import Dim, Dims
 from qcompiler.ir.edit import Tape
-from qcompiler.patterns.match import Match, Operators, Term, Var, maybe
+from qcompiler.patterns.match import Match
 from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.terms import Operators, Term, Var, maybe
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.float.attention_mask import MaskWriter
 from qcompiler_passes.float.attention_pattern import (

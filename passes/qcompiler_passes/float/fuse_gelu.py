@@ -9,8 +9,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape
-from qcompiler.patterns.match import Call, Match, OneOf, Operators, Term, Var, one_of
+from qcompiler.patterns.match import Match
 from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.terms import Call, OneOf, Operators, Term, Var, one_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 
 __all__ = ["FuseGelu"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompiler.patterns.match import Operators, Term, Var, one_of
+from qcompiler.patterns.terms import Operators, Term, Var, one_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.float.normalization import (
     NormalizationRule,

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from qcompiler.patterns.match import Match, Operators, Term, Var, one_of
+from qcompiler.patterns.match import Match
+from qcompiler.patterns.terms import Operators, Term, Var, one_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler_passes.float.normalization import (
     NormalizationRule,

@@ -8,8 +8,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape, import_domain
-from qcompiler.patterns.match import Match, Operators, Term, Var, one_of
+from qcompiler.patterns.match import Match
 from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.terms import Operators, Term, Var, one_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.targets.schema import Form
 

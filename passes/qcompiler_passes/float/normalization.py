@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from qcompiler.analysis.dims import Dims
 from qcompiler.ir.edit import Tape, constant
-from qcompiler.patterns.match import Match, Operators, Term, Var, maybe, one_of
+from qcompiler.patterns.match import Match
 from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.terms import Operators, Term, Var, maybe, one_of
 from qcompiler.pipeline.contract import PassResult
 
 __all__ = ["NormalizationRule", "fuse", "inverse_root", "mean_over", "reduced_axes"]

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from qcompiler.analysis.dims import Dim, Dims
 from qcompiler.ir.edit import Tape, constant
-from qcompiler.patterns.match import Match, Operators, Term, Var, scalar_of
+from qcompiler.patterns.match import Match, scalar_of
 from qcompiler.patterns.rule import Rule, apply_rules
+from qcompiler.patterns.terms import Operators, Term, Var
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 
 __all__ = ["SimplifyMask"]
