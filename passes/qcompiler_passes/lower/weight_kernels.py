@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +39,6 @@ from qcompiler_passes.lower.qdq_sites import Operand, Site, refuse
 __all__ = ["dequantized_weight", "float_zero_product", "nbits_inputs"]
 
 _MADE = "qcompiler.nbits"  # Graph.meta: what was made of each weight
-
-Make = Callable[[], npt.NDArray[Any]]
 
 
 def nbits_inputs(
