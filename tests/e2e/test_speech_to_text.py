@@ -153,14 +153,16 @@ def test_commands_speak_of_both_parts(tmp_path: pathlib.Path, cli: Cli) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def save_sound(path: pathlib.Path) -> pathlib.Path:
-    """A second of a tone, 16 kHz."""
-    samples = 8000 * np.sin(np.arange(16_000) / 16)
+TONE = 0.25 * np.sin(np.arange(16_000) / 16)  # a second
+
+
+def save_sound(path: pathlib.Path, samples: np.ndarray = TONE) -> pathlib.Path:
+    """Samples from -1 to 1 as a file of 16 kHz."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16_000)
-        file.writeframes(samples.astype("<i2").tobytes())
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
     return path
 
 
@@ -241,12 +243,7 @@ def test_whisper_tiny_writes_down_a_reading(
     from qcompiler_models import whisper as tiny
 
     clip = speech.scored_clips()[0]
-    path = tmp_path / "clip.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes((clip.samples * 32767).astype("<i2").tobytes())
+    path = save_sound(tmp_path / "clip.wav", clip.samples)
     said = tmp_path / "recipe.json"
     said.write_text(json.dumps(recipe if isinstance(recipe, dict) else {"base": recipe}))
     done = cli("compile", tiny.folder(), "--recipe", said, "-o", tmp_path / "out", "-q")
