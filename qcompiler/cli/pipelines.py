@@ -23,18 +23,17 @@ def passes(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("pass", "phase", "exact", "needs", "gives", "options", "what", box=None)
+    table = Table(box=None)
+    table.add_column("pass", no_wrap=True)  # as --passes wants it, in a narrow terminal too
+    for name in ("phase", "exact", "what"):
+        table.add_column(name)
     for row in rows:
-        table.add_row(
-            row["name"],
-            row["phase"],
-            "yes" if row["exact"] else "no",
-            ", ".join(row["needs"]),
-            ", ".join(row["gives"]),
-            " ".join(f"{k}={v}" for k, v in row["options"].items()),
-            row["summary"],
-        )
-    out.print(table)
+        options = " ".join(f"{k}={v}" for k, v in row["options"].items())
+        said = {"needs": ", ".join(row["needs"]), "gives": ", ".join(row["gives"])}
+        more = [f"{key}: {what}" for key, what in {**said, "options": options}.items() if what]
+        exact = "yes" if row["exact"] else "no"
+        table.add_row(row["name"], row["phase"], exact, "\n".join([row["summary"], *more]))
+    out.print(table, markup=False)
 
 
 def opt(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.pipeline.contract import Pass
+from qcompiler.plugins import load_plugin
 
 __all__ = ["all_passes", "default_pipeline", "parse_pipeline", "pipeline_text"]
 
@@ -25,12 +26,12 @@ def all_passes() -> Mapping[str, type[Pass]]:
     """Every installed pass class by name, in the order of the default pipeline.
 
     An entry point names an iterable of pass classes; a pass goes behind the built-in ones of its
-    phase. ``QcError`` QC406 when two passes have one name.
+    phase. ``QcError`` QC406 when it names something else, or two passes have one name.
     """
     found: dict[str, type[Pass]] = {}
     points = importlib.metadata.entry_points(group=GROUP)
     for point in sorted(points, key=lambda point: (point.name != "builtin", point.name)):
-        for cls in point.load():
+        for cls in _pass_classes(point):
             if cls.name in found and found[cls.name] is not cls:
                 raise QcError(
                     Code.UNKNOWN_PASS, point.value, f"a second pass is called {cls.name!r}"
@@ -38,6 +39,20 @@ def all_passes() -> Mapping[str, type[Pass]]:
             found[cls.name] = cls
     ordered = sorted(found.values(), key=lambda cls: cls.phase)  # stable within a phase
     return {cls.name: cls for cls in ordered}
+
+
+def _pass_classes(point: importlib.metadata.EntryPoint) -> tuple[type[Pass], ...]:
+    found = load_plugin(point, Code.UNKNOWN_PASS)
+    classes = tuple(found) if isinstance(found, Iterable) else (found,)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, Pass)):
+            raise QcError(
+                Code.UNKNOWN_PASS,
+                point.value,
+                f"holds {cls!r:.80}, wanted classes of passes",
+                "name a tuple of classes, each derived from qcompiler.pipeline.contract.Pass",
+            )
+    return classes
 
 
 def default_pipeline() -> tuple[Pass, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.plugins import load_plugin
 from qcompiler.targets.cuda import CUDA
 from qcompiler.targets.generic_qdq import GENERIC_QDQ
 from qcompiler.targets.host import Host, host, target_name
@@ -84,7 +85,7 @@ def load_target(target: str | os.PathLike[str] | Target) -> Target:
         return _read(pathlib.Path(text))
     for entry in _plugins():
         if entry.name == text:
-            found = entry.load()
+            found = load_plugin(entry, Code.UNKNOWN_TARGET)
             if isinstance(found, Target):
                 return found
             raise QcError(Code.UNKNOWN_TARGET, text, f"{entry.value} is not a Target")

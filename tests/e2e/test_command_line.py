@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler.pipeline.registry import all_passes
 from qcompiler.recipe import RECIPES
 
 Cli = Callable[..., Any]
@@ -182,6 +184,18 @@ def test_a_shown_target_file_compiles(cli: Cli, mlp: pathlib.Path, tmp_path: pat
 def test_passes_lists_them_in_order(cli: Cli) -> None:
     names = [row["name"] for row in cli("passes", "--json").json]
     assert names.index("place-precision") < names.index("insert-qdq") < names.index("to-ort")
+
+
+def test_names_of_passes_are_whole_in_a_narrow_terminal() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "qcompiler", "passes"],
+        env={**os.environ, "COLUMNS": "60"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = set(said.stdout.split())
+    assert words >= set(all_passes())
 
 
 def test_opt_prints_the_graph_before_and_after(cli: Cli, mlp: pathlib.Path) -> None:

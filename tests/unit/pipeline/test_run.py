@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import pathlib
 from typing import ClassVar
 
@@ -138,6 +139,36 @@ def test_dumps_hold_the_text_and_the_diff(tmp_path: pathlib.Path) -> None:
     run_pipeline([Sweep()], a_model(), a_state(), check=False, dump=tmp_path)
     assert "%a = Relu" in (tmp_path / "00-sweep.txt").read_text()
     assert "-  %dead = Abs" in (tmp_path / "00-sweep.diff").read_text()
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, value: str, group: str) -> None:
+    """Let one more package be installed, which names ``value``."""
+    point = importlib.metadata.EntryPoint("mine", value, group)
+    points = importlib.metadata.entry_points
+
+    def installed(**kept: str) -> list[importlib.metadata.EntryPoint]:
+        return [*points(**kept), *([point] if kept.get("group") == group else [])]
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", installed)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("no_such_package:PASSES", "No module named 'no_such_package'"),
+        ("qcompiler:NOTHING", "has no attribute 'NOTHING'"),
+        ("qcompiler:Plan", "wanted classes of passes"),
+        ("qcompiler.pipeline.registry:GROUP", "wanted classes of passes"),
+    ],
+)
+def test_a_package_that_brings_no_passes_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str, words: str
+) -> None:
+    plugin(monkeypatch, value, registry.GROUP)
+    with pytest.raises(QcError, match=words) as error:
+        registry.all_passes.__wrapped__()
+    assert error.value.code is Code.UNKNOWN_PASS
+    assert error.value.diagnostic.where == value
 
 
 def test_pipeline_text_reads_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Finding targets, target files, and the host."""
 
 import dataclasses
+import importlib.metadata
 
 import pytest
 
@@ -202,3 +203,11 @@ def test_costs_of_a_busy_machine_are_not_saved(cache):
     with pytest.raises(QcError, match="the machine was busy"):
         save_probe(report(load_target("cpu"), noise=4.0))
     assert not list(cache.iterdir())
+
+
+def test_a_package_that_brings_no_target_is_named(monkeypatch):
+    point = importlib.metadata.EntryPoint("my-npu", "no_such_package:NPU", "qcompiler.targets")
+    monkeypatch.setattr(registry, "_plugins", lambda: (point,))
+    with pytest.raises(QcError, match="No module named 'no_such_package'") as error:
+        load_target("my-npu")
+    assert error.value.code is Code.UNKNOWN_TARGET
