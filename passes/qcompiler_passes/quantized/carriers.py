@@ -14,11 +14,10 @@ from qcompiler.pipeline.contract import State
 from qcompiler.targets.activations import activation_spec, offered_activations
 from qcompiler.targets.conditions import CONDITIONS, Context
 from qcompiler_passes.quantized.fitting import Fitting
-from qcompiler_passes.quantized.stored import Stored, dequantize_of, quantize_behind, same
+from qcompiler_passes.quantized.stored import BYTES, Stored, dequantize_of, quantize_behind, same
 
 __all__ = ["Carried", "Carriers"]
 
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)  # what every runtime moves
 _CHANGING = ("Relu", "Clip", "Pad")  # carry, but do not only move
 
 
@@ -43,7 +42,7 @@ class Carriers:
     def __init__(self, state: State, fitting: Fitting) -> None:
         """Ask the target of ``state``; what leads to the kernels of ``fitting`` may be moved."""
         self._rows = {row.op: row for row in state.target.carries}
-        self._types = {*_BYTES, *_activation_types(state)}
+        self._types = {*BYTES, *_activation_types(state)}
         self._context = Context(fitting.shapes, state.target, state.form)
         self._fitting = fitting
 
@@ -60,7 +59,7 @@ class Carriers:
 
     def sink(self, node: ir.Node) -> bool:
         """Let the node move integers, and its DQ stand behind it, where a kernel reads them."""
-        found = self._moved(node, _BYTES)
+        found = self._moved(node, BYTES)
         if found is None or node.op_type in _CHANGING:
             return False
         if any(quantize_behind(output) is not None for output in node.outputs):

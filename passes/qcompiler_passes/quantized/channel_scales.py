@@ -19,6 +19,7 @@ from qcompiler.ir.provenance import inherit
 from qcompiler.numerics.affine import quantize
 from qcompiler_passes.quantized.integer_constants import integer_limits
 from qcompiler_passes.quantized.stored import (
+    BYTES,
     Stored,
     dequantize_of,
     is_dequantize,
@@ -29,7 +30,6 @@ from qcompiler_passes.quantized.stored import (
 __all__ = ["merge_channel_scales"]
 
 _CHANNELS = 1  # axis of the channels of an image
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 Ratios = npt.NDArray[np.float32]
 
 
@@ -67,7 +67,7 @@ def _between(node: ir.Node) -> _Between | None:
     stored = Stored.of(node)
     if stored is None or stored.axis != _CHANNELS or stored.block_size is not None:
         return None
-    if stored.dtype not in _BYTES or (stored.zero_point != stored.zero_point[0]).any():
+    if stored.dtype not in BYTES or (stored.zero_point != stored.zero_point[0]).any():
         return None
     value, clamps = node.inputs[0], []
     while value is not None and _is_private(value):

@@ -6,11 +6,9 @@ import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape, constant
 from qcompiler.ir.provenance import inherit
-from qcompiler_passes.quantized.stored import is_quantize
+from qcompiler_passes.quantized.stored import BYTES, is_quantize
 
 __all__ = ["spell_movers"]
-
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 
 # Order on integers is order on floats, and moving is moving: each gives on dequantized data what
 # it gives on integers, dequantized. Pad and Clip are not here: they bring numbers of their own.
@@ -54,7 +52,7 @@ def spell_movers(graph: ir.Graph) -> bool:
         source = node.inputs[0] if node.inputs else None
         if node.op_type not in _MOVERS or node.domain or source is None:
             continue
-        if source.dtype not in _BYTES:
+        if source.dtype not in BYTES:
             continue
         parameters = known.get(source) or _reader(node)
         if parameters is not None and len(node.outputs[0].uses()):
@@ -91,7 +89,7 @@ def _surround(
     node.replace_input_with(0, dq)
     stored = []
     for output in node.outputs:
-        if not output.name or output.dtype not in _BYTES:
+        if not output.name or output.dtype not in BYTES:
             continue
         behind = Tape(graph, output.name)
         uses = list(output.uses())

@@ -10,11 +10,9 @@ import onnx_ir as ir
 
 from qcompiler.ir.edit import Tape, add_initializer, constant
 from qcompiler.ir.provenance import inherit
-from qcompiler_passes.quantized.stored import Stored, is_dequantize, is_quantize
+from qcompiler_passes.quantized.stored import BYTES, Stored, is_dequantize, is_quantize
 
 __all__ = ["Signs"]
-
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 class Signs:
@@ -27,7 +25,7 @@ class Signs:
 
     def unify_activations(self, wanted: ir.DataType) -> bool:
         """Let every static 8-bit activation that only DQ nodes read be of type ``wanted``."""
-        if wanted not in _BYTES:
+        if wanted not in BYTES:
             return False
         changed = False
         for node in self.graph:
@@ -35,7 +33,7 @@ class Signs:
                 continue
             stored = Stored.of(node)
             readers = [(use.node, use.idx) for use in node.outputs[0].uses()]
-            if stored is None or stored.dtype is wanted or stored.dtype not in _BYTES:
+            if stored is None or stored.dtype is wanted or stored.dtype not in BYTES:
                 continue
             if not readers or any(not is_dequantize(n) or i != 0 for n, i in readers):
                 continue
@@ -55,7 +53,7 @@ class Signs:
         assert stored is not None
         assert source is not None
         assert q is not None
-        if stored.dtype is wanted or stored.dtype not in _BYTES:
+        if stored.dtype is wanted or stored.dtype not in BYTES:
             return dq
         changed = stored.shifted(wanted)
         by = -128 if wanted is ir.DataType.INT8 else 128

@@ -15,6 +15,7 @@ from qcompiler.numerics.qtensor import QTensor
 from qcompiler.schemes import Granularity, QSpec
 
 __all__ = [
+    "BYTES",
     "AdoptedWeights",
     "Stored",
     "dequantize_of",
@@ -25,11 +26,11 @@ __all__ = [
 ]
 
 _DOMAINS = ("", "com.microsoft")
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+BYTES = (ir.DataType.INT8, ir.DataType.UINT8)  # what every runtime computes with and moves
 # Element types that a QSpec can name.
 _NAMED = frozenset(
     {
-        *_BYTES,
+        *BYTES,
         ir.DataType.INT2,
         ir.DataType.UINT2,
         ir.DataType.INT4,
@@ -144,7 +145,7 @@ class Stored:
 
         ``(q + 128) - (z + 128) = q - z``, and saturation moves along, so nothing is rounded.
         """
-        if dtype is self.dtype or not {dtype, self.dtype} <= set(_BYTES):
+        if dtype is self.dtype or not {dtype, self.dtype} <= set(BYTES):
             return self
         by = 128 if dtype is ir.DataType.UINT8 else -128
         zeros = np.asarray(self.zero_point + by, np.int32)
