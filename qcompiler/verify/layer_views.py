@@ -21,6 +21,7 @@ from qcompiler.recipe import Recipe
 from qcompiler.targets.generic_qdq import GENERIC_QDQ
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
+from qcompiler.verify.layer_branches import take_decode
 from qcompiler.verify.layer_folds import take_folds
 from qcompiler.verify.layer_products import split_products
 
@@ -54,7 +55,8 @@ def views_of(
     """The float model in the form that was quantized, and the quantized one as Q, DQ and floats.
 
     An artifact tells the passes that ran on floats before anything was rounded, and they are run
-    again. The quantized model's integer operators are spelled out.
+    again. The quantized model's integer operators are spelled out. Of a path for prompts and one
+    for single tokens the latter is looked at.
     """
     plan = None
     reference = float_model.clone()
@@ -66,9 +68,11 @@ def views_of(
     spelled = model.clone()
     state = State(GENERIC_QDQ, Recipe.of(None), Form.QDQ)
     steps = [_IMPORT]
-    if spelled.functions:  # weights that are unpacked when the model is loaded
-        common.InlinePass()(spelled)
+    if take_decode(spelled.graph):  # its constants are copied when the model is loaded
         steps.insert(0, _UNPACK)
+    if spelled.functions:  # weights that are unpacked then
+        common.InlinePass()(spelled)
+        steps[:-1] = [_UNPACK]
     run_pipeline(parse_pipeline(",".join(steps)), spelled, state, check=False)
     if plan is not None:
         split_products(reference, spelled)

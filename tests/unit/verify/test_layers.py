@@ -10,9 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from decoders import decoder, decoder_feed
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.recipe import Recipe
+from qcompiler.runtime.inputs import input_specs
 from qcompiler.verify.layer_report import merge_layers
 from qcompiler.verify.layers import LayerComparison, LayerRow, compare_layers
 from qcompiler_models import tiny
@@ -190,6 +192,29 @@ def test_weights_that_are_unpacked_when_the_model_is_loaded_are_compared(weights
     layers = [row for row in found.rows if row.op in ("MatMul", "Gemm")]
     assert layers
     assert all(5 < row.sqnr_db < 40 and row.weight_share == 1.0 for row in layers)
+
+
+@pytest.mark.parametrize("weights", [{}, {"bits": 3}], ids=["4 bits", "unpacked"])
+@pytest.mark.parametrize("prefill", ["int8", "int8-stored"])
+def test_with_a_path_for_prompts_that_of_single_tokens_is_compared(
+    prefill: str, weights: dict
+) -> None:
+    pytest.importorskip("torch")
+    recipe = {
+        "base": "weight-int4",
+        "weights": {"group_size": 16, **weights},
+        "verify": {"enabled": False},
+    }
+    model = decoder("llama")
+    plain, both = (
+        qcompile(model, "cpu-vnni", {**recipe, "prefill": path}) for path in (None, prefill)
+    )
+    ids = np.arange(20)[None] % 101
+    feeds = [decoder_feed(ids, np.ones_like(ids), None, input_specs(plain.model))]
+    found = compare_layers(model, both, feeds)
+    assert found == compare_layers(model, plain, feeds)
+    assert found.unmatched == 0
+    assert sum(row.op == "MatMul" for row in found.rows) == 15
 
 
 def test_padding_is_where_the_recipe_of_an_artifact_says() -> None:
