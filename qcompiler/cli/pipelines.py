@@ -33,7 +33,7 @@ def passes(json: Json = False) -> None:
         more = [f"{key}: {what}" for key, what in {**said, "options": options}.items() if what]
         exact = "yes" if row["exact"] else "no"
         table.add_row(row["name"], row["phase"], exact, "\n".join([row["summary"], *more]))
-    out.print(table, markup=False)
+    out.print(table)
 
 
 def opt(

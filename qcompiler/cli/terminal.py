@@ -27,8 +27,9 @@ __all__ = [
 # 130 stopped by the user.
 FAILED, USAGE, BUG, STOPPED = 1, 2, 3, 130
 
-out = Console()
-err = Console(stderr=True)
+# names of nodes and files hold anything: brackets and colons in them are no markup
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 
 def print_json(data: Any) -> None:

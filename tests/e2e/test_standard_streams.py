@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import onnx
 import pytest
 
 from qcompiler.cli.standard_streams import standard_streams
@@ -98,6 +99,30 @@ def test_streams_and_signals_are_as_before_afterwards() -> None:
     with standard_streams():
         assert signal.getsignal(signal.SIGTERM) is not before[2]
     assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_names_with_brackets_are_shown_as_they_are(
+    cli: Any, mlp: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    model = onnx.load(mlp)
+    names = ["[/]", "a[bold]", ":smile:"]
+    for node, name in zip(model.graph.node, names, strict=False):
+        node.name = name
+    given = {model.graph.input[0].name: "in[red]", model.graph.output[0].name: "out[/red]"}
+    for node in model.graph.node:
+        node.input[:] = [given.get(name, name) for name in node.input]
+        node.output[:] = [given.get(name, name) for name in node.output]
+    model.graph.input[0].name, model.graph.output[0].name = given.values()
+    odd, out = tmp_path / "[b]net.onnx", tmp_path / "[out]"
+    onnx.save(model, odd)
+    said = cli("compile", odd, "-o", out, "--recipe", "float")
+    assert said.code == 0, said.err
+    assert "out[/red]" in said.out
+    said = cli("explain", out)
+    assert all(name in said.out for name in names)
+    assert cli("verify", out, "--against", odd).code == 0
+    assert names[0] in cli("compare", odd, out).out
+    assert "[b]net" in cli("bench", out, "--against", odd, "--rounds", 1, "--seconds", 0.01).out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
