@@ -14,9 +14,9 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from qcompiler.analysis.dims import Dim, Dims, Shape
 
-__all__ = ["NUMBERS"]
+__all__ = ["LONGEST", "NUMBERS"]
 
-_LONGEST = 16  # elements; longer vectors are data, not shapes
+LONGEST = 16  # elements; longer vectors are data, not shapes
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
@@ -77,7 +77,7 @@ def _repeated(dims: Dims, node: ir.Node) -> Shape | None:
     number = 0 if fill is None else fill.numpy().reshape(-1)[0]
     if shape is None or len(shape) != 1 or not isinstance(shape[0], int) or number != int(number):
         return None
-    return (int(number),) * shape[0] if shape[0] <= _LONGEST else None
+    return (int(number),) * shape[0] if shape[0] <= LONGEST else None
 
 
 def _paired(dims: Dims, node: ir.Node) -> list[tuple[Dim, ...]] | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.analysis.dim_numbers import NUMBERS
+from qcompiler.analysis.dim_numbers import LONGEST, NUMBERS
 from qcompiler.analysis.dim_shapes import SHAPES, split_shape
 from qcompiler.ir.edit import Tape, add_initializer, constant
 
@@ -21,8 +21,6 @@ __all__ = ["Dim", "Dims"]
 
 Dim = int | str | tuple[ir.Value, int]
 Shape = tuple[Dim, ...]
-
-_LONGEST = 16  # elements of a constant that can be a shape
 
 
 class Dims:
@@ -122,11 +120,11 @@ class Dims:
         return tuple(stated)
 
     def _compute(self, value: ir.Value) -> Shape | None:
-        if value.const_value is not None and value.const_value.size > _LONGEST:
+        if value.const_value is not None and value.const_value.size > LONGEST:
             return None
         array = constant(value)
         if array is not None:
-            if array.dtype.kind not in "iu" or array.size > _LONGEST:
+            if array.dtype.kind not in "iu" or array.size > LONGEST:
                 return None
             return tuple(int(item) for item in array.reshape(-1))
         node = value.producer()

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 __all__ = [
+    "LINEAR",
     "all_graphs",
     "all_nodes",
     "body_graphs",
@@ -16,6 +17,9 @@ __all__ = [
     "op_name",
     "outer_uses",
 ]
+
+LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+"""Operators that multiply data by a matrix or a kernel."""
 
 _STANDARD = ("", "ai.onnx")
 _KNOWN = frozenset({*_STANDARD, "ai.onnx.ml", "com.microsoft"})  # what onnxruntime has built in

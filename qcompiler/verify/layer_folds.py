@@ -15,14 +15,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.ir.edit import add_initializer, constant
-from qcompiler.ir.walk import op_name
+from qcompiler.ir.walk import LINEAR, op_name
 from qcompiler.verify.layer_shares import floats_of
 
 __all__ = ["take_folds"]
 
 Wide = npt.NDArray[np.float64]
 
-_LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 # Rounding to 8 bits leaves estimates within a fraction of this; factors of use are larger.
 _FOLDED = 0.03
 _ROUNDS = 8
@@ -38,13 +37,13 @@ def take_folds(reference: ir.Model, spelled: ir.Model) -> None:
             continue
         if node.op_type == "MatMul":
             _fold_weight(graph, node, other)
-        elif node.op_type not in _LAYERS and not _is_bias(node):
+        elif node.op_type not in LINEAR and not _is_bias(node):
             _take_constants(graph, node, other)
 
 
 def _is_bias(node: ir.Node) -> bool:
     producers = [value.producer() for value in node.inputs if value is not None]
-    return node.op_type == "Add" and any(p is not None and p.op_type in _LAYERS for p in producers)
+    return node.op_type == "Add" and any(p is not None and p.op_type in LINEAR for p in producers)
 
 
 def _take_constants(graph: ir.Graph, node: ir.Node, other: ir.Node) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.ir.edit import constant
+from qcompiler.ir.walk import LINEAR
 from qcompiler.numerics.affine import affine_params, dequantize, quantize
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
@@ -19,7 +20,6 @@ __all__ = ["Shares", "floats_of"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-_LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _PLAIN = SessionSettings("disable")
 # Columns of weights differ from the float ones by rounding alone up to here; above, something was
 # folded into them (SmoothQuant's factors), which the input carries the inverse of.
@@ -57,7 +57,7 @@ class Shares:
     @classmethod
     def of(cls, node: ir.Node, other: ir.Node) -> Shares | None:
         """The layer and its quantized form; None where they cannot be taken apart."""
-        if node.op_type not in _LAYERS or other.op_type != node.op_type or node.domain:
+        if node.op_type not in LINEAR or other.op_type != node.op_type or node.domain:
             return None
         weight = constant(node.inputs[1])
         rounded = floats_of(other.inputs[1])

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qcompiler.analysis.regions import FLOAT
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.ir.provenance import module_of
-from qcompiler.ir.walk import op_name
+from qcompiler.ir.walk import LINEAR, op_name
 from qcompiler.targets.cost import Shapes
 from qcompiler.targets.schema import Target
 from qcompiler_passes.decide.prices import Prices
@@ -41,8 +41,6 @@ _QUANTIZED_PREFIXES = (
     "com.microsoft:MatMulNBits",
     "com.microsoft:GatherBlockQuantized",
 )
-# Operators that multiply data: on integers they compute no shapes.
-_ARITHMETIC = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 
 def place_of(node: ir.Node) -> str:
@@ -89,7 +87,7 @@ def _by_kind(node: ir.Node, shapes: Shapes) -> Refusal | None:
     if value is None or value.name is None or value.name not in shapes:
         return None
     dtype = shapes[value.name][0]
-    if dtype.kind in "iu" and name not in _ARITHMETIC:
+    if dtype.kind in "iu" and name not in LINEAR:  # on integers those compute no shapes
         return Refusal(Code.SHAPE_COMPUTATION, f"it gives {dtype.name} shapes, indices or masks")
     if dtype.kind in "biuOSU":
         return Refusal(Code.WRONG_DTYPE, f"it gives {dtype.name}, not floating-point numbers")

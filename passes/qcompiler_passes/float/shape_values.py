@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.analysis.dim_numbers import LONGEST
 from qcompiler.ir.edit import add_initializer, constant, replace
 
 __all__ = ["fold_shapes"]
@@ -20,7 +21,6 @@ Dim = int | str | None
 Dims = tuple[Dim, ...]
 Known = dict[ir.Value, Dims]
 
-_LONGEST = 16  # elements; longer vectors are data, not shapes
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
 
@@ -61,10 +61,10 @@ def _dims_held(value: ir.Value | None, known: Known) -> Dims | None:
     if value.dtype not in _INTEGERS and value.dtype is not None:
         return None
     tensor = value.const_value
-    if tensor is not None and tensor.size > _LONGEST:
+    if tensor is not None and tensor.size > LONGEST:
         return None
     array = constant(value)
-    if array is None or array.dtype.kind != "i" or array.ndim > 1 or array.size > _LONGEST:
+    if array is None or array.dtype.kind != "i" or array.ndim > 1 or array.size > LONGEST:
         return None
     return tuple(int(x) for x in array.ravel())
 
@@ -107,7 +107,7 @@ def _concat(node: ir.Node, known: Known) -> Dims | None:
     parts = [_dims_held(value, known) for value in node.inputs]
     if not any(value in known for value in node.inputs):
         return None
-    if any(part is None for part in parts) or sum(len(part or ()) for part in parts) > _LONGEST:
+    if any(part is None for part in parts) or sum(len(part or ()) for part in parts) > LONGEST:
         return None
     return tuple(dim for part in parts for dim in part or ())
 

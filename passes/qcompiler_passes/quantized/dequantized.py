@@ -6,11 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.ir.edit import add_initializer, constant, replace
-from qcompiler.ir.walk import op_name
+from qcompiler.ir.walk import LINEAR, op_name
 from qcompiler.targets.schema import Form, Scheme, Target
 from qcompiler_passes.quantized.stored import Stored, dequantize_of, is_dequantize, is_quantize
-
-_LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 __all__ = ["drop_quantization", "float_constant", "strip_float_operators"]
 
@@ -59,7 +57,7 @@ def strip_float_operators(graph: ir.Graph, target: Target, form: Form) -> bool:
             continue
         for use in list(node.outputs[0].uses()):
             name = op_name(use.node)
-            kernel = name in computing and (name not in _LINEAR or _has_weight(use.node))
+            kernel = name in computing and (name not in LINEAR or _has_weight(use.node))
             if not kernel and name not in moving:
                 use.node.replace_input_with(use.idx, value)
                 changed = True
@@ -79,7 +77,7 @@ def _is_stored(producer: ir.Node | None, storing: set[str], moving: set[str]) ->
     if producer is None or not any(map(dequantize_of, producer.inputs)):
         return False
     name = op_name(producer)
-    if name in _LINEAR:
+    if name in LINEAR:
         return name in storing and _has_weight(producer)
     return name in storing or name in moving
 

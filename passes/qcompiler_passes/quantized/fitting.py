@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import constant, has_one_use
-from qcompiler.ir.walk import op_name
+from qcompiler.ir.walk import LINEAR, op_name
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.conditions import CONDITIONS, Context, code_of
 from qcompiler.targets.cost import Shapes
@@ -35,7 +35,6 @@ _NOT_ASKED = frozenset(
         "weight-rank-2",
     }
 )
-_LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _INT32 = float(np.iinfo(np.int32).max)
 
 
@@ -99,7 +98,7 @@ class Fitting:
             if isinstance(spec, Refusal):
                 return spec
             specs.append(spec)
-        weight = specs[1] if row.op in _LINEAR and len(specs) > 1 else None
+        weight = specs[1] if row.op in LINEAR and len(specs) > 1 else None
         refusal = self._condition(node, row, weight)
         if refusal is not None:
             return refusal
@@ -137,7 +136,7 @@ class Fitting:
         stored = Stored.of(dq)
         if stored is None:
             return Refusal(Code.NOT_CONSTANT, f"the scale of {what} is computed at run time")
-        if row.op in _LINEAR and index == 1:
+        if row.op in LINEAR and index == 1:
             return self._weight(stored, wanted, row)
         if constant(source) is not None:  # its sign is changed with the site
             stored = self._changed(stored, wanted)
