@@ -63,7 +63,7 @@ def admit(model: ir.Model, kind: Kind, source: str, example: Feed | None = None)
     """
     _check_opset(model, source)
     if model.functions:
-        common.InlinePass()(model)
+        _inline(model, source)
     _load_tensors(model, source)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     diagnostics = _freeze_default_inputs(model, source)
@@ -89,6 +89,18 @@ def is_quantized(model: ir.Model) -> bool:
         node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QOrdered"))
         for node in all_nodes(model)
     )
+
+
+def _inline(model: ir.Model, source: str) -> None:
+    try:
+        common.InlinePass()(model)
+    except ir.passes.PreconditionError as error:
+        raise QcError(
+            Code.INVALID_GRAPH,
+            source,
+            f"its functions cannot be inlined: {error}",
+            "ONNX allows no function that calls itself",
+        ) from error
 
 
 def _check_opset(model: ir.Model, source: str) -> None:

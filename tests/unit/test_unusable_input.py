@@ -75,6 +75,13 @@ def make_sequence(model: onnx.ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
 
 
+def call_itself(model: onnx.ModelProto) -> None:
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    again = helper.make_node("Again", ["a"], ["b"], domain="mine")
+    model.functions.append(helper.make_function("mine", "Again", ["a"], ["b"], [again], imports))
+    model.opset_import.append(imports[1])
+
+
 DAMAGE: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "short tensor": (cut_raw_data, "'w1'"),
     "no output": (lambda m: m.graph.ClearField("output"), "no output"),
@@ -83,6 +90,7 @@ DAMAGE: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "input of nobody": (lambda m: m.graph.node[0].input.__setitem__(0, "q"), "%q"),
     "output of nobody": (lambda m: m.graph.output[0].__setattr__("name", "q"), "'q'"),
     "value made twice": (lambda m: m.graph.node[1].output.__setitem__(0, "a"), "'a'"),
+    "function that calls itself": (call_itself, "Again"),
     "typo of an operator": (lambda m: m.graph.node[2].__setattr__("op_type", "Rellu"), "'Relu'"),
     "domain not imported": (lambda m: m.graph.node[2].__setattr__("domain", "mine"), "'mine'"),
 }
@@ -97,6 +105,14 @@ def test_a_damaged_graph_is_refused_at_the_door(
     damage(model)
     refused(Code.INVALID_GRAPH, lambda: qcompile(model), word)
     assert not caplog.records, "a library's log is no message to a user"
+
+
+def test_an_input_without_rank_is_named_where_no_data_tell_it() -> None:
+    model = mlp()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    name = model.graph.input[0].name
+    refused(Code.FLOAT_MODEL_FAILS, lambda: qcompile(model), name, "rank", "calibration data")
+    assert qcompile(model, recipe=FORCED, calibration=FEEDS).plan.count()["quantized"]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt", ".onnx", ""])

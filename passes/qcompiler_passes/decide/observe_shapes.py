@@ -39,18 +39,33 @@ class ObserveShapes(Pass):
         """
         if state.shapes is not None:
             return PassResult(modified=False)
+        vague: list[str] = []
         if state.sample is None:
+            vague = [str(value.name) for value in model.graph.inputs if value.shape is None]
             state.sample = generate_feed(model, state.recipe.seed)
         try:
             state.shapes = observe(model, state.sample)
         except QcError as error:
             custom = custom_operators(model)
+            if vague:
+                raise _unknown_rank(error, vague) from error
             if not custom:
                 raise
             if state.feeds is not None:
                 raise _cannot_calibrate(error, custom) from error
             state.shapes = inferred_shapes(model, state.sample)
         return PassResult(modified=False)
+
+
+def _unknown_rank(error: QcError, names: list[str]) -> QcError:
+    found = error.diagnostic
+    return QcError(
+        found.code,
+        ", ".join(names),
+        "the model does not say the rank of this input, and a scalar it does not take: "
+        f"{found.message}",
+        "give calibration data, or declare the shape in the model",
+    )
 
 
 def _cannot_calibrate(error: QcError, custom: list[str]) -> QcError:
