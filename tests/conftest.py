@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
-import onnxruntime  # noqa: E402 - it imports numpy
+import onnxruntime  # it imports numpy
 
 _SPINNING = "session.intra_op.allow_spinning"
 

@@ -21,7 +21,7 @@ from onnx import helper
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # operands are tiny
 
-from qcompiler.lift import lift  # noqa: E402 - needs torch
+from qcompiler.lift import lift
 
 RTOL = ATOL = 2e-5  # float32 sums of a few dozen terms, added in different orders
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -10,15 +10,15 @@ from qcompiler_models import load_model
 
 torch = pytest.importorskip("torch")
 
-from qcompiler.frontends import open_model  # noqa: E402 - lift needs torch
-from qcompiler.lift import lift  # noqa: E402
-from qcompiler.pipeline.contract import Phase, State  # noqa: E402
-from qcompiler.pipeline.registry import default_pipeline  # noqa: E402
-from qcompiler.pipeline.run import run_pipeline  # noqa: E402
-from qcompiler.recipe import Recipe  # noqa: E402
-from qcompiler.runtime.session import open_session, run  # noqa: E402
-from qcompiler.targets.registry import load_target  # noqa: E402
-from qcompiler.targets.schema import Form  # noqa: E402
+from qcompiler.frontends import open_model
+from qcompiler.lift import lift
+from qcompiler.pipeline.contract import Phase, State
+from qcompiler.pipeline.registry import default_pipeline
+from qcompiler.pipeline.run import run_pipeline
+from qcompiler.recipe import Recipe
+from qcompiler.runtime.session import open_session, run
+from qcompiler.targets.registry import load_target
+from qcompiler.targets.schema import Form
 
 RELATIVE = 1e-4  # of the largest output; hundreds of float32 layers summed in other orders
 ABSOLUTE = 1e-6  # the runtime's sigmoid is a rational approximation, off by 1e-7 near 0

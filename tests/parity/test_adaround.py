@@ -11,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # layers are tiny
 
-from qcompiler.algorithms.adaround import AdaRoundOptions, adaround  # noqa: E402 - needs torch
-from qcompiler.algorithms.layer_samples import crop_conv, layer_function, take_rows  # noqa: E402
-from qcompiler.algorithms.rtn import round_to_nearest  # noqa: E402
-from qcompiler.lift import LearnedRounding, lift  # noqa: E402
-from qcompiler.schemes import QSpec  # noqa: E402
+from qcompiler.algorithms.adaround import AdaRoundOptions, adaround
+from qcompiler.algorithms.layer_samples import crop_conv, layer_function, take_rows
+from qcompiler.algorithms.rtn import round_to_nearest
+from qcompiler.lift import LearnedRounding, lift
+from qcompiler.schemes import QSpec
 
 HEAD = '<ir_version: 10, opset_import: ["" : 23]>'
 QUICK = AdaRoundOptions(iterations=300)

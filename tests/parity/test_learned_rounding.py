@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from qcompiler import qcompile  # noqa: E402 - needs torch
-from qcompiler.artifact import Artifact  # noqa: E402
-from qcompiler.diagnostics import Code, QcError  # noqa: E402
-from qcompiler.runtime.session import open_session, run  # noqa: E402
+from qcompiler import qcompile
+from qcompiler.artifact import Artifact
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.runtime.session import open_session, run
 
 TARGET = "cpu-vnni"
 TEXT = """<ir_version: 10, opset_import: ["" : 23]>

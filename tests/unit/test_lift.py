@@ -14,11 +14,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from qcompiler.algorithms.rtn import round_to_nearest  # noqa: E402 - lift needs torch
-from qcompiler.diagnostics import Code, QcError  # noqa: E402
-from qcompiler.lift import commit, lift  # noqa: E402
-from qcompiler.numerics.affine import dequantize, quantize, range_to_params  # noqa: E402
-from qcompiler.schemes import QSpec  # noqa: E402
+from qcompiler.algorithms.rtn import round_to_nearest
+from qcompiler.diagnostics import Code, QcError
+from qcompiler.lift import commit, lift
+from qcompiler.numerics.affine import dequantize, quantize, range_to_params
+from qcompiler.schemes import QSpec
 
 HEAD = '<ir_version: 10, opset_import: ["" : 23]>'
 TWICE = f"""{HEAD} g (float[n,2] x) => (float[n,2] y)

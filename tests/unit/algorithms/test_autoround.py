@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from qcompiler.algorithms.autoround import (  # noqa: E402 - needs torch
+from qcompiler.algorithms.autoround import (
     AutoRoundOptions,
     AutoRoundResult,
     autoround,
 )
-from qcompiler.algorithms.rounded_weight import RoundedWeight  # noqa: E402
-from qcompiler.lift import lift  # noqa: E402
-from qcompiler.schemes import QSpec  # noqa: E402
-from two_products import IN, block  # noqa: E402 - needs torch
+from qcompiler.algorithms.rounded_weight import RoundedWeight
+from qcompiler.lift import lift
+from qcompiler.schemes import QSpec
+from two_products import IN, block
 
 
 def learn(spec: str, options: AutoRoundOptions) -> tuple[AutoRoundResult, list[ir.Value]]:

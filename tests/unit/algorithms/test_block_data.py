@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from qcompiler.algorithms.block_data import BlockData  # noqa: E402 - needs torch
-from qcompiler.lift import Lifted, lift  # noqa: E402
+from qcompiler.algorithms.block_data import BlockData
+from qcompiler.lift import Lifted, lift
 
 WIDTH = 6
 

@@ -7,12 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from qcompiler.algorithms.rounded_weight import (  # noqa: E402
+from qcompiler.algorithms.rounded_weight import (
     RoundedWeight,
     in_groups,
     scale_and_zero,
 )
-from qcompiler.schemes import QSpec  # noqa: E402
+from qcompiler.schemes import QSpec
 
 
 @pytest.mark.parametrize("name", ["u4g8@0", "u4g8@0z", "s4c@1", "u2g4@0", "u2g5@0z"])

@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from qcompiler.algorithms.teq import TeqGroup, TeqOptions, TeqResult, teq  # noqa: E402
-from qcompiler.lift import lift  # noqa: E402
-from qcompiler.schemes import QSpec  # noqa: E402
-from two_products import IN, block  # noqa: E402 - needs torch
+from qcompiler.algorithms.teq import TeqGroup, TeqOptions, TeqResult, teq
+from qcompiler.lift import lift
+from qcompiler.schemes import QSpec
+from two_products import IN, block
 
 
 def learn(options: TeqOptions, ties: np.ndarray | None = None) -> TeqResult:
