@@ -96,7 +96,7 @@ def host_target() -> Target:
     """The CPU target of this machine, with the costs the user's probe kept when they still hold.
 
     Raises:
-        QcError: QC401, the machine is neither x86-64 nor ARM64.
+        QcError: QC401, the machine is neither x86-64 nor ARM64; QC409, what was kept is damaged.
     """
     cpu = _host()
     name = target_name(cpu)
@@ -109,7 +109,15 @@ def host_target() -> Target:
         )
     path = probe_file()
     if path.is_file():
-        kept = _read(path)
+        try:
+            kept = _read(path)
+        except QcError as error:
+            raise QcError(
+                Code.TARGET_FILE,
+                str(path),
+                f"the costs that a probe kept here cannot be read: {error.diagnostic.message}",
+                "remove the file; `qcompile probe --save` writes it again",
+            ) from error
         if kept.name == name and kept.source.startswith(_measured_on(cpu)):
             return kept
     return _BUILT_IN[name]
@@ -155,7 +163,7 @@ def save_probe(report: ProbeReport) -> pathlib.Path:
     path = probe_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".tmp")
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
         scratch.write_text(_as_override(kept), encoding="utf-8")
         scratch.replace(path)  # a reader sees the old file or the new one
     except OSError as error:
