@@ -197,16 +197,6 @@ def test_damaged_costs_of_a_probe_are_told_with_the_way_out(cache, content):
     assert error.value.diagnostic.where == str(path)
 
 
-@pytest.mark.parametrize("content", ["junk [", 'base = "cpu-none"', ""])
-def test_damaged_costs_of_a_probe_are_told_with_the_way_out(cache, content):
-    path = registry.probe_file()
-    path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(QcError, match=r"remove the file") as error:
-        load_target("cpu")
-    assert error.value.diagnostic.where == str(path)
-
-
 def test_costs_of_another_runtime_version_are_not_used(cache, monkeypatch):
     target = load_target("cpu")
     save_probe(report(dataclasses.replace(target, costs={"quantize": Cost(9.0)})))
