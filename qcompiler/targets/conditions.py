@@ -260,12 +260,13 @@ def _no_normalization_behind(node: ir.Node, context: Context) -> str | None:
     # The residual stream of a transformer holds a few channels of huge values and its scores the
     # mask's huge negative ones, which a normalization takes out again: one scale for all of them
     # drowns the rest (with quantized Adds MiniLM's outputs keep a cosine of 0.4 to float).
-    sums = [node]
+    sums, met = [node], {node}  # many paths may lead to one sum
     while sums:
         for consumer in sums.pop().outputs[0].consumers():
             if consumer.op_type in _NORMALIZATIONS:
                 return f"its sum is normalized by {consumer.op_type}: one scale would drown it"
-            if consumer.op_type == "Add":
+            if consumer.op_type == "Add" and consumer not in met:
+                met.add(consumer)
                 sums.append(consumer)
     return None
 

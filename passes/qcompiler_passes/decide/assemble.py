@@ -83,6 +83,13 @@ class _Writer:
             if solution.modes[unit.name][0]
             for index in unit.reads
         }
+        # outputs of unifiers that share parameters: their range is not that of their operator
+        self.gathered = {
+            str(value.name)
+            for unit in units
+            if (option := solution.chosen.get(unit.name)) is not None and option.unifies
+            for value in unit.outputs
+        } & set(solution.owners.values())
 
     def decide(self, unit: Unit) -> list[NodeDecision]:
         """The decisions of the unit's nodes."""
@@ -124,18 +131,9 @@ class _Writer:
         bounds = None
         if producer is not None:
             bounds = self.state.target.fixed_range(op_name(producer), self.activation)
-        shared = name in self.solution.owners.values()
-        if bounds is not None and not (shared and self._gathers(name)):
+        if bounds is not None and name not in self.gathered:
             return Fixed(self.activation, *bounds)
         return Own(self.activation)
-
-    def _gathers(self, name: str) -> bool:
-        """Whether the value is the output of a unifier: its range is not that of its operator."""
-        return any(
-            option.unifies and any(str(value.name) == name for value in unit.outputs)
-            for unit in self.units
-            if (option := self.solution.chosen.get(unit.name)) is not None
-        )
 
     def _quantized(self, unit: Unit, option: Option) -> NodeDecision:
         row = option.kernel

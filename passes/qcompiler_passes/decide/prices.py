@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -18,6 +19,10 @@ _NO_FLOAT, _NO_KERNEL, _NO_CARRY, _NO_CONVERSION = 10.0, 1.0, 10.0, 0.5
 
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def _before_convolution(value: ir.Value) -> bool:
+    return any(node.op_type in _CONVOLUTIONS for node in value.consumers())
 
 
 def _behind_convolution(value: ir.Value) -> bool:
@@ -58,12 +63,11 @@ class Prices:
 
     def quantize(self, value: ir.Value, key: str = "quantize") -> float:
         """Making a value low precision; 0 when its shape is unknown."""
-        return self._conversion(value, key) + self._relayout(value, _behind_convolution(value))
+        return self._conversion(value, key) + self._relayout(value, _behind_convolution)
 
     def dequantize(self, value: ir.Value) -> float:
         """Making a value float again; 0 when its shape is unknown."""
-        before = any(node.op_type in _CONVOLUTIONS for node in value.consumers())
-        return self._conversion(value, "dequantize") + self._relayout(value, before)
+        return self._conversion(value, "dequantize") + self._relayout(value, _before_convolution)
 
     def has_shape(self, node: ir.Node) -> bool:
         """Whether the node's work is known."""
@@ -75,10 +79,10 @@ class Prices:
         work = work_of(node, self._shapes)
         return None if work is None else cost_us(self._target, key, work)
 
-    def _relayout(self, value: ir.Value, meets_convolution: bool) -> float:
+    def _relayout(self, value: ir.Value, meets_convolution: Callable[[ir.Value], bool]) -> float:
         """Float and integer convolutions keep images in layouts of their own (NCHWc and NHWC)."""
         shape = shape_of(value, self._shapes)
-        if not (self.known and meets_convolution) or shape is None or len(shape) != 4:
+        if not self.known or shape is None or len(shape) != 4 or not meets_convolution(value):
             return 0.0
         work = Work(0, math.prod(shape[:-1]), math.prod(shape))
         return cost_us(self._target, "layout", work) or 0.0

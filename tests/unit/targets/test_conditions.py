@@ -134,6 +134,18 @@ def test_scales_along_the_wrong_axis_arm_their_traps():
     assert why("weight-axis-0", node, context(spec="s8c@1")) is not None
 
 
+def test_sums_of_sums_are_walked_once():
+    """Each reads the two before: paths from the first double with every second one."""
+    x = value("x", ["n", 64])
+    sums = [ir.node("Add", [x, x])]
+    sums.append(ir.node("Add", [x, sums[0].outputs[0]]))
+    for _ in range(100):
+        sums.append(ir.node("Add", [item.outputs[0] for item in sums[-2:]]))
+    assert why("no-normalization-behind", sums[0]) is None
+    ir.node("Softmax", [sums[-1].outputs[0]])
+    assert "normalized by Softmax" in why("no-normalization-behind", sums[0])
+
+
 def test_the_first_failure_has_a_name_a_reason_and_a_code():
     row = CPU.kernel("matmul-static")
     assert first_failure(row, matmul(weight(64, 8)), context()) is None
