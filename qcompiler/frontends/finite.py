@@ -67,11 +67,13 @@ def check_finite(model: ir.Model, source: str) -> None:
 
 
 def _multiplied_by(value: ir.Value) -> Iterator[ir.Node]:
-    for node, index in value.uses():
-        if index in _WEIGHTS.get(node.op_type, ()):
-            yield node
-        elif node.op_type in _CARRIERS and index == 0:
-            yield from _multiplied_by(node.outputs[0])
+    carried = [value]
+    for moved in carried:  # grows meanwhile
+        for node, index in moved.uses():
+            if index in _WEIGHTS.get(node.op_type, ()):
+                yield node
+            elif node.op_type in _CARRIERS and index == 0:
+                carried.append(node.outputs[0])
 
 
 def _check(

@@ -107,6 +107,25 @@ def test_a_damaged_graph_is_refused_at_the_door(
     assert not caplog.records, "a library's log is no message to a user"
 
 
+def behind(ops: list[str], given: str, result: str, **attributes: Any) -> list[onnx.NodeProto]:
+    names = [given, *(f"{result}{index}" for index in range(len(ops) - 1)), result]
+    pairs = zip(ops, names, names[1:], strict=False)
+    return [helper.make_node(op, [a], [b], **attributes) for op, a, b in pairs]
+
+
+def test_long_chains_are_no_matter_of_recursion() -> None:
+    nodes = [
+        *behind(["Transpose"] * 1500, "w1", "t", perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["a"], name="first"),
+        *behind(["Relu"] * 1500, "a", "b"),
+        helper.make_node("MatMul", ["b", "w2"], ["y"], name="second"),
+    ]
+    weights = {"w1": weight(16, 16), "w2": weight(16, 16)}
+    model = build(nodes, [info("x", ["n", 16])], [info("y", ["n", 16])], weights)
+    artifact = qcompile(model, recipe="w4-awq", calibration=FEEDS)
+    assert artifact.plan.nodes["second"].verdict == "quantized"
+
+
 def test_an_input_without_rank_is_named_where_no_data_tell_it() -> None:
     model = mlp()
     model.graph.input[0].type.tensor_type.ClearField("shape")

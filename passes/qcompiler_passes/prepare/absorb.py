@@ -22,6 +22,7 @@ __all__ = ["Edit", "Fold", "RefusedError", "absorb", "apply_edits"]
 Index = npt.NDArray[np.intp]
 Wide = npt.NDArray[np.float64]
 
+_FAR = 100  # nodes between what absorbs factors and what reads them
 # max(0, x / s) = max(0, x) / s for s > 0
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu"})
 _SAME_CHANNELS = frozenset({"Identity", "Dropout"})
@@ -156,6 +157,8 @@ def _trace(value: ir.Value, channels: Index, fold: Fold, through: Sequence[ir.No
     if node.domain not in ("", "ai.onnx"):
         raise RefusedError(f"{node.domain}:{node.op_type} takes no factors")
     behind = (*through, node)
+    if len(behind) > _FAR:
+        raise RefusedError(f"more than {_FAR} nodes stand between")
     if node.op_type in _SAME_CHANNELS or node.op_type in _HOMOGENEOUS:
         _trace(_input(node, 0), channels, fold, behind)
     elif node.op_type == "Split":
