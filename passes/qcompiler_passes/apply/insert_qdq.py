@@ -54,7 +54,11 @@ class InsertQdq(Pass):
     exact: ClassVar[bool] = False
 
     def run(self, model: ir.Model, state: State) -> PassResult:
-        """Insert the nodes; the plan's node names stay."""
+        """Insert the nodes; the plan's node names stay.
+
+        Raises:
+            QcError: QC407, no pass rounded a weight; QC408, a value of the plan has no parameters.
+        """
         assert state.plan is not None
         insertion = _Insertion(model.graph, state, state.plan)
         changed = False
@@ -175,6 +179,14 @@ class _Insertion:
                 dtype = ir.DataType.FLOAT
                 made = self.writer.weight(node, index, weights[index], dtype)
                 self._replace_input(node, index, made)
+            elif index == 1 and decision.inputs[0] is None:
+                raise QcError(
+                    Code.PASS_ORDER,
+                    node.name or "",
+                    f"no pass of the pipeline rounded the weight, {decision.algorithm or 'rtn'} was"
+                    " planned for it",
+                    "put the pass into the recipe's pipeline, or leave `pipeline` out",
+                )
             elif spec.dynamic:
                 self._replace_input(node, index, self.writer.dynamic(value, spec))
             else:

@@ -8,15 +8,17 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
+from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import name_everything, remove_dead
 from qcompiler.ir.provenance import mark_origins
 from qcompiler.pipeline import registry
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
-from qcompiler.pipeline.registry import parse_pipeline, pipeline_text
+from qcompiler.pipeline.registry import default_pipeline, parse_pipeline, pipeline_text
 from qcompiler.pipeline.run import check_order, run_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.targets.schema import Form, Target
+from qcompiler_models import tiny
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -195,3 +197,10 @@ def test_bad_pipeline_text_is_answered(
     with pytest.raises(QcError, match=words) as error:
         parse_pipeline(text)
     assert error.value.code is Code.UNKNOWN_PASS
+
+
+def test_a_pipeline_without_the_pass_that_rounds_is_answered() -> None:
+    text = pipeline_text(item for item in default_pipeline() if item.name != "round-in-stages")
+    recipe = {"base": "w4-gptq", "weights": {"group_size": 16}, "pipeline": text}
+    with pytest.raises(QcError, match=r"QC407.*gptq was planned"):
+        qcompile(tiny.build("mlp"), "cpu-vnni", recipe, tiny.feeds("mlp", 8))
