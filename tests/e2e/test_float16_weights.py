@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graph_text import with_weights
 from qcompiler import qcompile
 
 pytest.importorskip("torch")
@@ -38,16 +39,12 @@ def half(random: np.random.Generator) -> ir.Model:
     declared = ", ".join(
         f"float16[{','.join(map(str, array.shape))}] {name}" for name, array in weights.items()
     )
-    model = ir.from_onnx_text(
+    model = with_weights(
         f"""<ir_version: 10, opset_import: ["" : 21]>
         g (float16[N,S,64] x, {declared}) => (float16[N,S,64] y)
-        {{ {" ".join(lines)} y = Identity({value}) }}"""
+        {{ {" ".join(lines)} y = Identity({value}) }}""",
+        {name: array.astype(np.float16) for name, array in weights.items()},
     )
-    for value_ in list(model.graph.inputs)[1:]:
-        array = weights[value_.name or ""].astype(np.float16)
-        value_.const_value = ir.tensor(array, name=value_.name)
-        model.graph.inputs.remove(value_)
-        model.graph.register_initializer(value_)
     for node in model.graph:
         block = node.outputs[0].name[-1] if node.op_type != "Identity" else ""
         node.name = f"layers.{block}.{node.op_type}.{node.outputs[0].name}"

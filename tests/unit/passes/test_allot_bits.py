@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 import decoders
+from graph_text import with_weights
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler_models import tiny
@@ -179,21 +180,17 @@ def test_a_table_that_the_output_layer_no_longer_shares_counts():
 
 
 def test_layers_before_an_operator_without_a_gradient_are_tried():
-    model = ir.from_onnx_text(
+    rng = np.random.default_rng(0)
+    model = with_weights(
         """<ir_version: 10, opset_import: ["" : 20]>
         g (float[N,64] x, bool flag, float[64,64] v, float[64,64] w) => (float[N,64] y) {
             a = MatMul(x, v)
             b = If (flag) <then_branch = t () => (float[N,64] p) { p = Relu(a) },
                            else_branch = e () => (float[N,64] q) { q = Neg(a) }>
             y = MatMul(b, w)
-        }"""
+        }""",
+        {name: rng.normal(size=(64, 64)).astype(np.float32) for name in "vw"},
     )
-    rng = np.random.default_rng(0)
-    for value in list(model.graph.inputs)[2:]:
-        data = rng.normal(size=(64, 64)).astype(np.float32)
-        value.const_value = ir.tensor(data, name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
     x = rng.normal(size=(8, 64)).astype(np.float32)
     recipe = {"base": "weight-int4", "weights": WEIGHTS, "bits_budget": 8.0}
     artifact = qcompile(model, "cpu-vnni", recipe, [{"x": x, "flag": np.array(True)}] * 8)

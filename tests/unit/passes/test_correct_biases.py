@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graph_text import with_weights
 from qcompiler import qcompile
 from qcompiler.frontends import open_model
 from qcompiler.runtime.session import open_session, run
@@ -15,23 +16,16 @@ RANDOM = np.random.default_rng(5)
 
 
 def model(bias: bool, groups: int = 1) -> ir.Model:
-    given = ", b" if bias else ""
+    given, declared = (", b", f", float[{OUT}] b") if bias else ("", "")
     text = f"""<ir_version: 10, opset_import: ["" : 23]>
-    g (float[n,{C},h,w] x, float[{OUT},{C // groups},3,3] k, float[{OUT}] b)
+    g (float[n,{C},h,w] x, float[{OUT},{C // groups},3,3] k{declared})
         => (float[n,{OUT},h,w] y) {{
         y = Conv<pads=[1,1,1,1], group={groups}>(x, k{given}) }}"""
-    found = ir.from_onnx_text(text)
     # weights that round badly: one large tap sets the scale, all others are 0.4 steps of it
     kernel = np.full((OUT, C // groups, 3, 3), 0.4 / 127, np.float32)
     kernel[:, 0, 1, 1] = 1.0
     arrays = {"k": kernel, "b": RANDOM.normal(size=OUT).astype(np.float32)}
-    for value in list(found.graph.inputs)[1:]:
-        found.graph.inputs.remove(value)
-        if value.name == "b" and not bias:
-            continue
-        value.const_value = ir.tensor(arrays[str(value.name)], name=value.name)
-        found.graph.register_initializer(value)
-    return open_model(found).model
+    return open_model(with_weights(text, arrays)).model
 
 
 def feeds() -> list[dict[str, np.ndarray]]:

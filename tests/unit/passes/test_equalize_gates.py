@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graph_text import with_weights
 from qcompiler.calibration.extremes import channel_extremes
 from qcompiler.calibration.feeds import open_feeds
 from qcompiler.diagnostics import Code
@@ -33,14 +34,11 @@ def block(operands: str = "x, g", more: str = "", seed: int = 0) -> ir.Model:
         f"float[{','.join(map(str, a.shape))}] {name}" for name, a in arrays.items()
     )
     outputs = "float[n,4,6,6] y" + (", float[n,4,6,6] z" if more else "")
-    model = ir.from_onnx_text(
+    model = with_weights(
         f'<ir_version: 10, opset_import: ["" : 23]> g (float[n,4,6,6] in, {declared})'
-        f" => ({outputs}) {{ {text} }}"
+        f" => ({outputs}) {{ {text} }}",
+        arrays,
     )
-    for value in list(model.graph.inputs)[1:]:
-        value.const_value = ir.tensor(arrays[str(value.name)], name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
     return opened(model)
 
 

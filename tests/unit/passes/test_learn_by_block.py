@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
 
+from graph_text import with_weights
 from learning import FEEDS, error_of
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
@@ -105,7 +105,7 @@ def test_what_cannot_be_learned_is_refused(weights):
 
 
 def test_a_block_that_cannot_be_learned_through_is_rounded_to_nearest_and_told():
-    model = ir.from_onnx_text(
+    model = with_weights(
         """<ir_version: 10, opset_import: ["" : 21]>
         g (float[N,32] x, bool c, float[32,16] w) => (float[N,16] y) {
             [fc] h = MatMul(x, w)
@@ -113,12 +113,9 @@ def test_a_block_that_cannot_be_learned_through_is_rounded_to_nearest_and_told()
                 then_branch = t () => (float[N,16] a) { a = Relu(h) },
                 else_branch = e () => (float[N,16] b) { b = Neg(h) }
             >
-        }"""
+        }""",
+        {"w": np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)},
     )
-    array = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
-    weight = model.graph.inputs.pop()
-    weight.const_value = ir.tensor(array, name="w")
-    model.graph.register_initializer(weight)
     feed = {"x": np.ones((4, 32), np.float32), "c": np.array(True)}
     recipe = {"base": "weight-int4", "weights": {**WEIGHTS, "algorithm": "autoround", "bits": 4}}
     artifact = qcompile(model, "cpu-vnni", recipe, [feed] * 4)

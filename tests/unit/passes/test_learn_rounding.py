@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from graph_text import with_weights
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code
 
@@ -37,20 +38,16 @@ def narrow(word: str) -> ir.Model:
     }
     declared = f"{word}[8,4,3,3] w, {word}[8] b, {word}[8,6] v"
     shape, body = LAYERS[word]
-    model = ir.from_onnx_text(
+    return with_weights(
         f"""<ir_version: 10, opset_import: ["" : 20]>
         g ({word}[N,{shape}] x, string[N] names, {declared}) => ({word}[N,6] y, string[N] told) {{
             {body}
             f = Flatten(m)
             y = MatMul(f, v)
             told = Identity(names)
-        }}"""
+        }}""",
+        weights,
     )
-    for value in list(model.graph.inputs)[2:]:
-        value.const_value = ir.tensor(weights[value.name or ""], name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
-    return model
 
 
 @pytest.mark.parametrize(("word", "layers"), [("float16", 2), ("double", 1)])
@@ -82,7 +79,7 @@ def test_what_stands_behind_a_branch_is_told_and_the_rest_is_learned(
     recipe: dict[str, object], code: Code
 ) -> None:
     random = np.random.default_rng(0)
-    model = ir.from_onnx_text(
+    model = with_weights(
         """<ir_version: 10, opset_import: ["" : 20]>
         g (float[N,4,8,8] x, bool c, float[8,4,3,3] w, float[8,8,3,3] v) => (float[N,8,4,4] y) {
             [before] h = Conv(x, w)
@@ -91,13 +88,12 @@ def test_what_stands_behind_a_branch_is_told_and_the_rest_is_learned(
                 else_branch = e () => (float[N,8,6,6] q) { q = Neg(h) }
             >
             [behind] y = Conv(a, v)
-        }"""
+        }""",
+        {
+            name: random.normal(size=(8, channels, 3, 3)).astype(np.float32) / 6
+            for name, channels in (("w", 4), ("v", 8))
+        },
     )
-    for value, channels in zip(list(model.graph.inputs)[2:], (4, 8), strict=True):
-        array = random.normal(size=(8, channels, 3, 3)).astype(np.float32) / 6
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
     feeds = [
         {"x": random.normal(size=(4, 4, 8, 8)).astype(np.float32), "c": np.array(True)}
         for _ in range(3)

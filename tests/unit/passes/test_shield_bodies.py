@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graph_text import with_weights
 from qcompiler.frontends import open_model
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
@@ -78,12 +79,9 @@ def test_the_portable_form_of_a_model_with_such_a_body_runs() -> None:
                    else_branch = e () => (float b) { b = Abs(v) }>
     }
     """.replace("x) =>", "x, float[8,4,3,3] w) =>")
-    model = ir.from_onnx_text(text)
-    weight = model.graph.inputs.pop()
     random = np.random.default_rng(0)
     array = random.normal(size=(8, 4, 3, 3)).astype(np.float32) / 6
-    weight.const_value = ir.tensor(array, name="w")
-    model.graph.register_initializer(weight)
+    model = with_weights(text, {"w": array})
     feeds = [
         {"c": np.array(chosen), "x": random.normal(size=(2, 4, 8, 8)).astype(np.float32)}
         for chosen in (True, False)

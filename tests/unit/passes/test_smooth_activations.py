@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graph_text import with_weights
 from qcompiler.algorithms.smoothing import Candidate
 from qcompiler.calibration.feeds import open_feeds
 from qcompiler.calibration.layers import Layer
@@ -70,12 +71,8 @@ def opened(nodes: str, names: str, outputs: str = "float[b,s,n] z") -> ir.Model:
         f"float[{','.join(map(str, WEIGHTS[name].shape))}] {name}" for name in names.split()
     )
     text = f"g (float[b,s,{D}] x{', ' if declared else ''}{declared}) => ({outputs}) {{ {nodes} }}"
-    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]> {text}')
-    for value in list(model.graph.inputs)[1:]:
-        value.const_value = ir.tensor(WEIGHTS[str(value.name)], name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
-    return open_model(model).model
+    text = f'<ir_version: 10, opset_import: ["" : 23]> {text}'
+    return open_model(with_weights(text, WEIGHTS)).model
 
 
 def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:

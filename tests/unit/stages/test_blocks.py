@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from graph_text import with_weights
 from qcompiler.algorithms.rtn import round_to_nearest
 from qcompiler.analysis.blocks import Block, repeated_blocks
 from qcompiler.ir.edit import constant, name_everything
@@ -79,19 +80,17 @@ def test_blocks_see_rounded_inputs_and_float_targets(memory: int) -> None:
 
 
 def test_text_that_crosses_blocks_is_none_of_their_samples() -> None:
-    model = ir.from_onnx_text(
+    eye = np.eye(8, dtype=np.float32)
+    model = with_weights(
         """<ir_version: 10, opset_import: ["" : 20]>
         g (float[N,8] x, string[N] names, float[8,8] v, float[8,8] w)
             => (float[N,8] y, string[N] told) {
             a = MatMul(x, v)
             told = Identity(names)
             y = MatMul(a, w)
-        }"""
+        }""",
+        {"v": eye, "w": eye},
     )
-    for value in list(model.graph.inputs)[2:]:
-        value.const_value = ir.tensor(np.eye(8, dtype=np.float32), name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
     name_everything(model)
     first, text, second = list(model.graph)
     seen = []

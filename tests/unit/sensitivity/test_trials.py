@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from graph_text import with_weights
 from qcompiler.algorithms.data_free import rtn
 from qcompiler.ir.edit import constant, name_everything
 from qcompiler.runtime.session import open_session, run
@@ -75,24 +76,22 @@ def test_logits_are_judged_by_divergence():
 
 
 def test_text_beside_the_numbers_passes_as_it_is():
-    model = ir.from_onnx_text(
+    data = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    model = with_weights(
         """<ir_version: 10, opset_import: ["" : 20]>
         g (float[N,16] x, string[N] names, float[16,8] w) => (float[N,8] y, string[N] told) {
             y = MatMul(x, w)
             told = Identity(names)
-        }"""
+        }""",
+        {"w": data},
     )
-    data = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-    weight = model.graph.inputs.pop()
-    weight.const_value = ir.tensor(data, name="w")
-    model.graph.register_initializer(weight)
     name_everything(model)
     x = np.ones((2, 16), np.float32)
     feed = {"x": x, "names": np.array(["a", "b"], object)}
     tensor = rtn(data, SPEC)
     error = tensor.dequantize() - data
     wanted = np.sum((x @ error) ** 2) / np.sum((x @ data) ** 2)
-    layer = weight.uses()[0].node
+    layer = model.graph[0]
     moved = divergences(model, [feed], [{(layer.name, 1): tensor}])
     assert moved == [pytest.approx(wanted, rel=1e-3)]
     found = weight_damages(model, [layer], [feed], [4], lambda node, option: error).found

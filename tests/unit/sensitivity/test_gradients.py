@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from graph_text import with_weights
 from qcompiler.diagnostics import Code
 from qcompiler.ir.edit import constant, name_everything
 from qcompiler.runtime.session import open_session, run
@@ -102,19 +103,15 @@ def test_layers_before_what_has_no_gradient_are_named_and_those_behind_it_judged
 
 def switched() -> ir.Model:
     """Two layers with an If between them."""
-    model = ir.from_onnx_text(
+    model = with_weights(
         """<ir_version: 10, opset_import: ["" : 20]>
         g (float[N,16] x, bool flag, float[16,16] v, float[16,16] w) => (float[N,16] y) {
             a = MatMul(x, v)
             b = If (flag) <then_branch = t () => (float[N,16] p) { p = Relu(a) },
                            else_branch = e () => (float[N,16] q) { q = Neg(a) }>
             y = MatMul(b, w)
-        }"""
+        }""",
+        {name: RNG.normal(size=(16, 16)).astype(np.float32) for name in "vw"},
     )
-    for value in list(model.graph.inputs)[2:]:
-        data = RNG.normal(size=(16, 16)).astype(np.float32)
-        value.const_value = ir.tensor(data, name=value.name)
-        model.graph.inputs.remove(value)
-        model.graph.register_initializer(value)
     name_everything(model)
     return model
