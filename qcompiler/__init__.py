@@ -44,10 +44,12 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:  # PEP 562: the first use of a name imports its module
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("qcompiler-onnx")
     if name not in _HOME:
         raise AttributeError(f"module 'qcompiler' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

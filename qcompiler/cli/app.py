@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import sys
 import traceback
 from typing import Annotated, Any
 
 import typer
 
+import qcompiler
 from qcompiler.cli import compiling, judging, pipelines, targeting, using
 from qcompiler.cli.standard_streams import TERMINATED, standard_streams
 from qcompiler.cli.terminal import BUG, FAILED, STOPPED, USAGE, err, fail, out, print_json
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        out.print(importlib.metadata.version("qcompiler-onnx"), highlight=False)
+        out.print(qcompiler.__version__, highlight=False)
         raise typer.Exit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+import qcompiler
 from qcompiler.pipeline.registry import all_passes
 from qcompiler.recipe import RECIPES
 
@@ -65,6 +67,12 @@ def test_report_writes_the_page_again_and_elsewhere(
     assert cli("report", folder, "-o", tmp_path / "page.html").code == 0
     assert (tmp_path / "page.html").read_bytes() == first
     assert cli("verify", folder, "--against", mlp).code == 0  # the manifest does not pin the page
+
+
+def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+    said = cli("--version")
+    assert (said.code, said.out) == (0, f"{importlib.metadata.version('qcompiler-onnx')}\n")
+    assert said.out.strip() == qcompiler.__version__
 
 
 def test_compile_quiet_says_nothing(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
