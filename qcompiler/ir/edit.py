@@ -24,6 +24,7 @@ __all__ = [
     "fresh_name",
     "has_one_use",
     "import_domain",
+    "is_constant",
     "name_everything",
     "remove_dead",
     "replace",
@@ -44,6 +45,20 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether :func:`constant` has an array for it, without making that array."""
+    if value is None or value.is_graph_input():
+        return False
+    if value.const_value is not None:
+        return True
+    producer = value.producer()
+    return (
+        producer is not None
+        and producer.op_type == "Constant"
+        and producer.domain in ("", "ai.onnx")
+    )
 
 
 def fresh_name(graph: ir.Graph, hint: str) -> str:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from qcompiler.ir.edit import is_constant
 from qcompiler.ir.walk import captured
 
 __all__ = [
@@ -109,7 +110,7 @@ def cut(graph: ir.Graph, groups: Sequence[LayerGroup]) -> list[Stage]:
 
 def reads(node: ir.Node) -> list[ir.Value]:
     """What a node reads of its graph, its bodies included; constants are not among it."""
-    return [value for value in dict.fromkeys(_all_reads(node)) if not _is_fixed(value)]
+    return [value for value in dict.fromkeys(_all_reads(node)) if not is_constant(value)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Constants:
 
 def constants_of(nodes: Iterable[ir.Node]) -> Constants:
     """The constants that the nodes read, their bodies included."""
-    values = dict.fromkeys(v for node in nodes for v in _all_reads(node) if _is_fixed(v))
+    values = dict.fromkeys(v for node in nodes for v in _all_reads(node) if is_constant(v))
     made = dict.fromkeys(p for p in (value.producer() for value in values) if p is not None)
     return Constants(tuple(made), tuple(v for v in values if v.producer() is None))
 
@@ -140,13 +141,6 @@ def _all_reads(node: ir.Node) -> Iterator[ir.Value]:
 
 def _is_constant(node: ir.Node) -> bool:
     return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
-
-
-def _is_fixed(value: ir.Value) -> bool:
-    producer = value.producer()
-    if producer is not None:
-        return _is_constant(producer)
-    return value.const_value is not None and not value.is_graph_input()
 
 
 def _home(value: ir.Value) -> object:

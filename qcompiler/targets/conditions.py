@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code
+from qcompiler.ir.edit import is_constant
 from qcompiler.numerics.nbits import nbits_layout
 from qcompiler.schemes import QSpec
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Form, Kernel, Target
 
-__all__ = ["CONDITIONS", "Condition", "Context", "code_of", "first_failure", "is_constant"]
+__all__ = ["CONDITIONS", "Condition", "Context", "code_of", "first_failure"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,16 +39,6 @@ class Context:
 
 
 Condition = Callable[[ir.Node, Context], "str | None"]
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether the value is an initializer or the output of a Constant node, not a graph input."""
-    if value is None or value.is_graph_input():
-        return False
-    if value.const_value is not None:
-        return True
-    producer = value.producer()
-    return producer is not None and producer.op_type == "Constant" and producer.domain == ""
 
 
 def first_failure(row: Kernel, node: ir.Node, context: Context) -> tuple[str, str] | None:

@@ -8,11 +8,12 @@ from typing import get_args
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, QcError, nearest
+from qcompiler.ir.edit import is_constant
 from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import State
 from qcompiler.plan import Fixed, NodeDecision, Own, Plan, Verdict
 from qcompiler.recipe_options import Algorithm
-from qcompiler.targets.conditions import Context, first_failure, is_constant
+from qcompiler.targets.conditions import Context, first_failure
 from qcompiler_passes.planned import fused_behind
 
 __all__ = ["check_plan"]

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code, Diagnostic
-from qcompiler.ir.edit import constant
-from qcompiler.targets.conditions import is_constant
+from qcompiler.ir.edit import constant, is_constant
 from qcompiler_passes.decide.wishes import Wish
 
 __all__ = ["input_layers"]

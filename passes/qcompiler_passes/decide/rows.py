@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from qcompiler.diagnostics import Code
+from qcompiler.ir.edit import is_constant
 from qcompiler.ir.walk import op_name
 from qcompiler.numerics.nbits import stored_bytes
 from qcompiler.schemes import Granularity, QSpec
@@ -18,7 +19,6 @@ from qcompiler.targets.conditions import (
     Context,
     code_of,
     first_failure,
-    is_constant,
 )
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Form, Kernel, Scheme, Target

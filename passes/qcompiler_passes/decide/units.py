@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from qcompiler.analysis.regions import FLOAT, LOW, Mode
 from qcompiler.diagnostics import Code
-from qcompiler.ir.edit import constant, has_one_use
+from qcompiler.ir.edit import constant, has_one_use, is_constant
 from qcompiler.ir.walk import op_name
 from qcompiler.numerics.nbits import nbits_layout
 from qcompiler.schemes import QSpec
-from qcompiler.targets.conditions import CONDITIONS, Context, code_of, is_constant
+from qcompiler.targets.conditions import CONDITIONS, Context, code_of
 from qcompiler.targets.cost import Shapes, shape_of
 from qcompiler.targets.schema import Carry, Form, Kernel, Scheme, Unify
 from qcompiler_passes.decide.prices import Prices

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompiler.diagnostics import QcError
-from qcompiler.ir.edit import add_initializer, constant, remove_dead, replace
+from qcompiler.ir.edit import add_initializer, constant, is_constant, remove_dead, replace
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import all_graphs, body_graphs
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
@@ -120,19 +120,13 @@ def _candidates(graph: ir.Graph, small_bytes: int) -> list[ir.Node]:
             continue
         if node.op_type == "Constant" or not node.inputs:
             continue
-        if not all(v is None or v in known or _is_constant(v) for v in node.inputs):
+        if not all(v is None or v in known or is_constant(v) for v in node.inputs):
             continue
         if node.op_type in _GROWING and not _stays_small(node, small_bytes):
             continue
         known.update(node.outputs)
         found.append(node)
     return found
-
-
-def _is_constant(value: ir.Value) -> bool:
-    if value.const_value is not None:
-        return value.is_initializer() and not value.is_graph_input()
-    return constant(value) is not None
 
 
 def _stays_small(node: ir.Node, small_bytes: int) -> bool:

@@ -8,7 +8,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.ir.edit import Tape, add_initializer, constant, import_domain, remove_dead, replace
+from qcompiler.ir.edit import (
+    Tape,
+    add_initializer,
+    constant,
+    import_domain,
+    is_constant,
+    remove_dead,
+    replace,
+)
 from qcompiler.ir.walk import all_nodes
 from qcompiler.numerics.affine import quantize
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
@@ -45,8 +53,9 @@ LAYOUT_SETTINGS = SessionSettings(
     },
 )
 
-# Weights that are filed in another form than the kernels' are brought into it when the model is
-# loaded, by constant folding; of the other rewrites none may touch what is final.
+# Weights that are filed in another form than the kernels', or than the one reader of two that a
+# tied table has, are brought into it when the model is loaded, by constant folding; of the other
+# rewrites none may touch what is final.
 UNPACKING_SETTINGS = SessionSettings(
     level="basic",
     entries={
@@ -120,8 +129,8 @@ def _is_unpacked(node: ir.Node) -> bool:
     """Whether the node makes constants, or reads what nodes make of constants."""
     if node.op_type == "MatMulNBits":  # never right on constants that are not folded
         return any(value is not None and value.producer() is not None for value in node.inputs[1:4])
-    casts = node.op_type == "Cast" and constant(node.inputs[0]) is not None
-    return node.domain == DOMAIN or casts
+    turns = node.op_type in ("Cast", "Transpose") and is_constant(node.inputs[0])
+    return node.domain == DOMAIN or turns
 
 
 def _is_left(node: ir.Node) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from qcompiler.algorithms.rtn import CLIP_RATIOS, round_to_nearest
 from qcompiler.diagnostics import QcError
-from qcompiler.ir.edit import constant
+from qcompiler.ir.edit import constant, is_constant
 from qcompiler.numerics.parallel import on_all_cores
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
@@ -21,7 +21,6 @@ from qcompiler.plan import Plan, Verdict
 from qcompiler.schemes import Granularity, QSpec
 from qcompiler.stages.cut import Site
 from qcompiler.stages.store import StoredWeights, WeightStore
-from qcompiler.targets.conditions import is_constant
 from qcompiler_passes.planned import bias_operand, fused_behind, stored_parameters, tied_tables
 from qcompiler_passes.weights.alone import round_alone
 

@@ -10,6 +10,7 @@ import pytest
 from by_hand import Form, Hand, QuantizeWeights, open_text, ops, run_ort
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.plan import Same
+from qcompiler.runtime.kernels import optimized_graph
 from qcompiler.runtime.session import open_session
 
 HEAD = '<ir_version: 10, opset_import: ["" : 23]>'
@@ -89,6 +90,21 @@ def test_transformers_run_final_operators_and_convolutions_get_layouts() -> None
     settings = Hand(model, {}).lowered()[1]
     assert settings.level == "all"
     assert settings.entries["session.disable_quant_qdq"] == "1"
+
+
+@pytest.mark.parametrize("plan", [{}, {"M": ("matmul-token", "u8kd,s8c@1->-")}])
+def test_a_tied_table_is_turned_when_the_model_is_loaded_and_not_at_each_run(plan) -> None:
+    model = open_text(
+        f"""{HEAD} g (int64[2] i) => (float[2,40] y) {{
+        e = Gather(table, i) m = MatMul(e, w) t = Transpose<perm = [1,0]>(table) y = MatMul(m, t)
+        }}""",
+        {"table": image(40, 16), "w": image(16, 16)},
+    )
+    native, settings = Hand(model, plan).lowered()
+    assert "Transpose" in ops(native)
+    run = [node.op for node in optimized_graph(native, settings)]
+    assert "Transpose" not in run
+    assert ("com.microsoft:MatMulIntegerToFloat" in run) is bool(plan)
 
 
 def mixed_convolutions() -> Hand:
