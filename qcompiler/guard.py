@@ -71,7 +71,11 @@ def fall_back(
 def compile_float(model: ir.Model, state: State) -> ir.Model:
     """The float form of ``model`` for the state's target: fused, not prepared for integers."""
     copy = model.clone()
-    exact = [item for item in default_pipeline() if item.phase.name == "FLOAT"]
+    exact = [
+        item
+        for item in default_pipeline()
+        if item.phase.name == "FLOAT" or item.name == "share-transposed"
+    ]
     run_pipeline(exact, copy, state)
     remove_dead(copy)
     return copy

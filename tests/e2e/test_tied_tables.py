@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qcompiler import Artifact, qcompile
+from qcompiler import Artifact, Target, load_target, qcompile
 from qcompiler.diagnostics import Code
 from qcompiler.ir.walk import op_name
 
@@ -22,7 +23,9 @@ USES = {
 }
 
 
-def compiled(tmp_path: pathlib.Path, use: str, **recipe: object) -> Artifact:
+def compiled(
+    tmp_path: pathlib.Path, use: str, target: str | Target = "cpu-amx", **recipe: object
+) -> Artifact:
     shape = f"1,S,{ROWS}" if use == "matmul" else f"S,{ROWS}"
     model = ir.from_onnx_text(
         f"""<ir_version: 10, opset_import: ["" : 21]>
@@ -36,7 +39,8 @@ def compiled(tmp_path: pathlib.Path, use: str, **recipe: object) -> Artifact:
     ir.save(model, path)
     recipe = {"base": "w4-rtn", "weights": {"group_size": 32}, **recipe}
     recipe["verify"] = {"guard": False}
-    return qcompile(path, "cpu-amx", recipe, example_inputs=IDS, output=tmp_path / "out")
+    data = [IDS] if recipe["base"] == "static-int8" else None
+    return qcompile(path, target, recipe, data, example_inputs=IDS, output=tmp_path / "out")
 
 
 def size(tmp_path: pathlib.Path) -> int:
@@ -71,6 +75,37 @@ def test_without_a_rule_the_product_stays_what_it_was(tmp_path: pathlib.Path) ->
     artifact = compiled(tmp_path, "matmul")
     assert [op_name(node) for node in artifact.model.graph][-2:] == ["Transpose", "MatMul"]
     assert Code.SHARED_WEIGHT in {item.code for item in artifact.report.diagnostics}
+
+
+@pytest.mark.parametrize("use", list(USES))
+@pytest.mark.parametrize("base", ["static-int8", "dynamic-int8", "weight-int8"])
+def test_in_bytes_both_are_quantized(tmp_path: pathlib.Path, use: str, base: str) -> None:
+    artifact = compiled(tmp_path, use, base=base, force=True)
+    kernels = {item.op: item.kernel for item in artifact.plan if item.op in ("Gather", "MatMul")}
+    assert all(kernels.values()), kernels
+    assert size(tmp_path) < TABLE.nbytes * (0.35 if base == "weight-int8" else 0.6)
+    wanted = np.tanh(TABLE[IDS["ids"]]) @ TABLE.T
+    found = artifact.run(IDS)["y"]
+    assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("by", ["rule", "target"])
+def test_a_table_stays_in_float_with_the_product_that_shares_it(
+    tmp_path: pathlib.Path, by: str
+) -> None:
+    target, rules = load_target("cpu-amx"), []
+    if by == "rule":
+        rules = [{"match": "y", "scheme": "float"}]
+    else:
+        rows = (
+            dataclasses.replace(row, op=row.op.replace("MatMul", "Gemm")) for row in target.kernels
+        )
+        target = dataclasses.replace(target, kernels=tuple(rows))
+    artifact = compiled(tmp_path, "matmul", target, base="dynamic-int8", rules=rules)
+    verdicts = {item.op: item for item in artifact.plan}
+    assert verdicts["Gather"].reason.code is Code.SHARED_WEIGHT
+    assert "stays in float" in verdicts["Gather"].reason.message
+    assert size(tmp_path) < TABLE.nbytes * 1.05
 
 
 def _table(tmp_path: pathlib.Path) -> onnx.TensorProto:

@@ -12,9 +12,10 @@ from qcompiler.analysis.regions import FLOAT, LOW, Mode
 from qcompiler.diagnostics import Code
 from qcompiler.ir.walk import outer_uses
 from qcompiler_passes.decide.prices import Prices
-from qcompiler_passes.decide.rows import Refusal
+from qcompiler_passes.decide.rows import SPLIT_TABLE, Refusal
 from qcompiler_passes.decide.sharing import Mover, share
 from qcompiler_passes.decide.units import Option, Unit
+from qcompiler_passes.planned import product_of_table
 
 __all__ = ["Solution", "place", "problem_of"]
 
@@ -78,7 +79,8 @@ def place(graph: ir.Graph, units: Sequence[Unit], prices: Prices) -> Solution:
     """Choose an option, or float, for every unit.
 
     Where unifiers tie values together of which none covers the ranges of all, one of them is taken
-    out and the rest is placed anew.
+    out and the rest is placed anew; so is an embedding table that would no longer be one array with
+    the output layer that reads it transposed and stays in float.
     """
     while True:
         placement = regions.solve(problem_of(graph, units, prices))
@@ -89,21 +91,35 @@ def place(graph: ir.Graph, units: Sequence[Unit], prices: Prices) -> Solution:
             if (option := unit.cheapest(modes[unit.name])) is not None
         }
         sharing = share(_movers(units, chosen))
-        if sharing.conflict is None:
-            break
-        unit = next(unit for unit in units if unit.name == sharing.conflict)
-        unit.options.clear()
-        unit.refusals.append(
-            Refusal(
+        conflicts = _split_tables(units, chosen)
+        if sharing.conflict is not None:
+            conflicts[sharing.conflict] = Refusal(
                 Code.CONDITION,
                 "its inputs already share parameters elsewhere, and no range would cover all",
             )
-        )
+        if not conflicts:
+            break
+        for unit in units:
+            if unit.name in conflicts:
+                unit.options.clear()
+                unit.refusals.append(conflicts[unit.name])
     passive = [unit for unit in units if unit.name not in placement.modes]
     cost_us = placement.cost_us + sum(
         chosen[unit.name].us if unit.name in chosen else unit.float_us or 0.0 for unit in passive
     )
     return Solution(chosen, modes, sharing.owners, cost_us)
+
+
+def _split_tables(units: Sequence[Unit], chosen: Mapping[str, Option]) -> dict[str, Refusal]:
+    """Tables that nobody asked for by a rule, quantized beside a tied product in float."""
+    found = {}
+    for unit in units:
+        if unit.head.op_type != "Gather" or unit.name not in chosen or unit.wish.rule is not None:
+            continue
+        product = product_of_table(unit.head)
+        if product is not None and str(product.name) not in chosen:
+            found[unit.name] = SPLIT_TABLE
+    return found
 
 
 def _movers(units: Sequence[Unit], chosen: Mapping[str, Option]) -> list[Mover]:

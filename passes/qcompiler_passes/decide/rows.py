@@ -26,7 +26,7 @@ from qcompiler_passes.decide.coarse import coarse_channels, vanishes
 from qcompiler_passes.decide.weight_specs import weight_only_spec
 from qcompiler_passes.decide.wishes import Wish
 
-__all__ = ["Refusal", "Rows", "is_float", "operand_specs", "reads_low", "telling"]
+__all__ = ["SPLIT_TABLE", "Refusal", "Rows", "is_float", "operand_specs", "reads_low", "telling"]
 
 # A table below this is not worth a second Gather and a Mul: it is no part of the model's size.
 _LARGE_TABLE = 1 << 20
@@ -67,6 +67,13 @@ class Refusal:
     code: Code
     message: str
     hint: str = ""
+
+
+SPLIT_TABLE = Refusal(
+    Code.SHARED_WEIGHT,
+    "the table is also the weight of a product, which stays in float: a quantized one would be "
+    "stored beside it",
+)
 
 
 def telling(refusals: Iterable[Refusal]) -> Refusal | None:
@@ -175,6 +182,8 @@ class Rows:
         if self.form not in row.forms:
             forms = " or ".join(form.value for form in row.forms)
             return Refusal(Code.NO_KERNEL, f"{row.id} exists in form {forms} only")
+        if wish.tied and not wish.schemes:
+            return SPLIT_TABLE
         if wish.kernel:
             if wish.kernel == row.id:
                 return self._other_activation(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,12 +15,14 @@ from qcompiler.ir.edit import Tape, add_initializer, constant, remove_dead, repl
 from qcompiler.ir.lazy import Stored, View, lazy_tensor, view_of
 from qcompiler.ir.provenance import module_of
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
-from qcompiler.recipe import Rule
+from qcompiler.recipe import Recipe
 from qcompiler_passes.decide.wishes import rule_on
 
 __all__ = ["CanonicalizeLinear"]
 
 Array = npt.NDArray[Any]
+
+_BYTE = 8  # bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,10 @@ class CanonicalizeLinear(Pass):
     - A weight ``[1, in, out]`` and a bias ``[1, 1, out]`` lose their leading ones where the other
       operand has the rank.
     - A weight above ``small_bytes`` that another kind of node reads as it is (an embedding table
-      tied to the output layer) is not copied: the node stays, with QC117. Where a rule gives the
-      node bits and the others are Gathers of rows, a view takes the place of a copy: both get one
-      quantized table, and ``share-transposed`` tells apart what stays in float after all.
+      tied to the output layer) is not copied: the node stays, with QC117. Where the others are
+      Gathers of rows, and the recipe stores weights in 8 bits or a rule gives the node bits, a view
+      takes the place of a copy: each can be quantized, both together are smaller than one float
+      table, and ``share-transposed`` files once what stays in float after all.
 
     Given:  ``%y = Gemm(%x, %w, %b) transB=1`` with ``%w: float[out, in]``
     Result: ``%m = MatMul(%x, %w.T);  %y = Add(%m, %b)``
@@ -54,7 +57,7 @@ class CanonicalizeLinear(Pass):
         """The main graph only: linear layers inside bodies stay in float anyway."""
         modified = False
         while True:
-            work = _Work(model.graph, self.small_bytes, state.recipe.rules)
+            work = _Work(model.graph, self.small_bytes, state.recipe)
             for node in list(model.graph):
                 if node.domain == "" and node.op_type in _STEPS and node.graph is not None:
                     _STEPS[node.op_type](work, node)
@@ -67,10 +70,10 @@ class CanonicalizeLinear(Pass):
 class _Work:
     """One run: transposed constants made so far, and what there is to tell."""
 
-    def __init__(self, graph: ir.Graph, small_bytes: int, rules: Sequence[Rule]) -> None:
+    def __init__(self, graph: ir.Graph, small_bytes: int, recipe: Recipe) -> None:
         self.graph = graph
         self.small_bytes = small_bytes
-        self.rules = rules
+        self.recipe = recipe
         self.modified = False
         self.diagnostics: list[Diagnostic] = []
         self._made: dict[Hashable, ir.Value] = {}
@@ -103,8 +106,10 @@ class _Work:
 
     def may_view(self, node: ir.Node, value: ir.Value, transposed: bool, alpha: float) -> bool:
         """Whether a transposed view can stand for a copy: the rest gathers rows of a table."""
-        rule = rule_on(node, self.rules)
-        if rule is None or rule.bits is None:
+        rule = rule_on(node, self.recipe.rules)
+        # an output layer in fewer bits costs more than any other layer: only who asks gets it
+        in_bytes = bool(self.recipe.schemes) and self.recipe.weights.bits == _BYTE
+        if not in_bytes and (rule is None or rule.bits is None):
             return False
         if not transposed or alpha != 1.0 or value.is_graph_output():
             return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,6 +13,7 @@ from qcompiler.frontends import open_model
 from qcompiler.ir.provenance import origins
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.pipeline.run import run_pipeline
+from qcompiler.recipe import Recipe
 from qcompiler.runtime.inputs import generate_feed
 from qcompiler_models import tiny
 from qcompiler_passes.float.canonicalize_linear import CanonicalizeLinear
@@ -53,7 +56,7 @@ def test_all_passes_together_keep_what_tiny_models_compute(name: str) -> None:
 )
 def test_a_tied_table_is_not_copied_and_the_reason_is_told(use: str) -> None:
     model = tied(use)
-    given = state()
+    given = dataclasses.replace(state(), recipe=Recipe.of("weight-int4"))
     after = rewrite(model, FoldConstants(), CanonicalizeLinear(), given=given)
     assert bytes_of(after) == bytes_of(model)
     assert [item.code for item in given.diagnostics] == [Code.SHARED_WEIGHT]
