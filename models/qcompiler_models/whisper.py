@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -117,6 +117,12 @@ class WhisperDecoder(_Whisper):
 
     name: ClassVar[str] = "whisper-decoder"
     description: ClassVar[str] = "Whisper tiny.en, decoder without a cache, 29.6 M"
+    # A range for each token before the output layer, whose error no other layer evens out: the best
+    # token is float's at 0.997 of the places, with one range for all at 0.993.
+    recipe: ClassVar[str | Mapping[str, Any]] = {
+        "base": "static-int8",
+        "rules": [{"match": "proj_out", "scheme": "token"}],
+    }
 
     def torch(self) -> tuple[nn.Module, dict[str, Any]]:
         """The decoder with its output projection, and two texts with their encoder states."""
