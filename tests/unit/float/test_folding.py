@@ -10,6 +10,7 @@ import pytest
 
 from qcompiler.diagnostics import Code
 from qcompiler.frontends import open_model
+from qcompiler.guard import compile_float
 from qcompiler.ir.provenance import origins
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.pipeline.run import run_pipeline
@@ -61,6 +62,12 @@ def test_a_tied_table_is_not_copied_and_the_reason_is_told(use: str) -> None:
     assert bytes_of(after) == bytes_of(model)
     assert [item.code for item in given.diagnostics] == [Code.SHARED_WEIGHT]
     assert given.diagnostics[0].values["weight"] == "w"
+
+
+def test_the_float_form_has_the_table_once_under_recipes_that_would_quantize_it() -> None:
+    model = tied("t = Transpose <perm = [1, 0]> (w) y = MatMul(x, t)")
+    given = dataclasses.replace(state(), recipe=Recipe.of("dynamic-int8"))
+    assert bytes_of(compile_float(model, given)) == bytes_of(model)
 
 
 def test_weights_that_a_converter_copied_are_tied_again() -> None:
