@@ -121,11 +121,13 @@ def _ours(name: str, setting: _Setting) -> dict[str, Any]:
     ``:head8`` behind it: embedding and head in one table of 8 bits; ``:head4``: the embedding in 8,
     the head beside it like the layers. ``:prefill`` behind that: int8 products for prompts, timed
     on a folder that gives the logits of the last token only. ``:mix3456``: each layer in 3 to 6
-    bits, all together in the size of equal bits; the digits are the choices.
+    bits, all together in the size of equal bits; the digits are the choices. ``:distill64``: scales
+    learn from the float model in so many steps, of as many samples as ``--batch`` says.
     """
     algorithm, bits, group, kind, *more = name.split(":")
     mixes = [word for word in more if re.fullmatch("mix[1-8]+", word)]
-    if unknown := set(more) - {"head4", "head8", "prefill", *mixes}:
+    distilled = [word for word in more if re.fullmatch("distill[0-9]+", word)]
+    if unknown := set(more) - {"head4", "head8", "prefill", *mixes, *distilled}:
         raise SystemExit(f"{name}: unknown {', '.join(sorted(unknown))}")
     rule = {"match": "lm_head", "bits": 8, "algorithm": "rtn", "zero_point": "int"}
     if "head4" in more:
@@ -148,6 +150,9 @@ def _ours(name: str, setting: _Setting) -> dict[str, Any]:
         "prefill": "int8" if "prefill" in more else None,
         "verify": {"enabled": False},
     }
+    if distilled:
+        steps = int(distilled[0].removeprefix("distill"))
+        recipe["distill"] = {"steps": steps, "batch_size": setting.learning["batch_size"]}
     if mixes:
         zero_point = 0 if kind == "sym" else int(bits)
         recipe["bits_budget"] = int(bits) + (32 + zero_point) / int(group)
@@ -157,7 +162,7 @@ def _ours(name: str, setting: _Setting) -> dict[str, Any]:
         "model": str(setting.model.folder()),
         "form": None,
         "calibration": str(setting.data)
-        if algorithm in _NEED_DATA or "prefill" in more or mixes
+        if algorithm in _NEED_DATA or "prefill" in more or mixes or distilled
         else None,
     }
     timed = made.with_name(f"{made.name}-last") if "prefill" in more else made
@@ -288,7 +293,7 @@ def _options() -> argparse.Namespace:
             for kind in kinds
         ]
         + ["rtn:4:64:asym:head8", "gptq:4:64:asym:head8", "awq+gptq:4:64:asym:head8:prefill"],
-        help="algorithm:bits:group:sym|asym|float[:head4|:head8][:prefill][:mixDIGITS],...",
+        help="algorithm:bits:group:sym|asym|float[:head4|:head8][:prefill][:mixDIGITS][:distillSTEPS],...",
     )
     parser.add_argument(
         "--peers",

@@ -137,6 +137,10 @@ class Code(enum.Enum):
         "Channels that are always on were lowered, and the next layer's bias makes up for it.")
     BIAS_ESTIMATED = ("QC330", INFO,
         "A layer's mean error was not measured: its bias is corrected by the means of its input.")
+    SCALES_LEARNED = ("QC331", INFO,
+        "Scales of rounded weights learned from the float model's outputs.")
+    SCALES_KEPT = ("QC332", INFO,
+        "Scales of rounded weights did not learn from the float model's outputs.")
 
     # QC4xx: recipe and usage
     UNKNOWN_TARGET = "QC401", ERROR, "No target has this name."

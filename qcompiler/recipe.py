@@ -21,6 +21,7 @@ from qcompiler.recipe_options import (
     AutoRoundOptions,
     AwqOptions,
     CalibrationOptions,
+    DistillOptions,
     DoubleQuantOptions,
     GptqOptions,
     HqqOptions,
@@ -42,6 +43,7 @@ __all__ = [
     "AutoRoundOptions",
     "AwqOptions",
     "CalibrationOptions",
+    "DistillOptions",
     "GptqOptions",
     "QuantizedOptions",
     "Recipe",
@@ -83,6 +85,7 @@ class Recipe(Strict):
         teq: How ``teq`` does.
         autoround: How ``autoround`` does.
         awq: How ``awq`` does.
+        distill: How the scales of all these weights learn from the float model's outputs.
         text: How calibration text becomes samples.
         bits_budget: Bits that a weight of the weight-only scheme may take on average, scales and
             zero points included: each layer gets the bits of ``bits_choices`` that do least damage
@@ -131,6 +134,7 @@ class Recipe(Strict):
     teq: TeqOptions = TeqOptions()
     autoround: AutoRoundOptions = AutoRoundOptions()
     awq: AwqOptions = AwqOptions()
+    distill: DistillOptions = DistillOptions()
     text: TextOptions = TextOptions()
     bits_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
     megabytes_budget: float | None = pydantic.Field(None, gt=0.0, allow_inf_nan=False)
@@ -167,7 +171,8 @@ class Recipe(Strict):
         asked = {self.weights.algorithm, *(rule.algorithm for rule in self.rules)}
         budget = self.bits_budget is not None or self.megabytes_budget is not None
         weights = Scheme.WEIGHT in self.schemes or any(r.scheme == "weight" for r in self.rules)
-        return weights and (budget or not DATA_DRIVEN.isdisjoint(asked))
+        learns = budget or self.distill.steps > 0
+        return weights and (learns or not DATA_DRIVEN.isdisjoint(asked))
 
     @property
     def of_encoder(self) -> Recipe:
@@ -321,6 +326,7 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
     "teq": TeqOptions,
     "autoround": AutoRoundOptions,
     "awq": AwqOptions,
+    "distill": DistillOptions,
     "text": TextOptions,
     "verify": VerifyOptions,
     "quantized": QuantizedOptions,

@@ -14,6 +14,7 @@ __all__ = [
     "AutoRoundOptions",
     "AwqOptions",
     "CalibrationOptions",
+    "DistillOptions",
     "DoubleQuantOptions",
     "GptqOptions",
     "HqqOptions",
@@ -292,6 +293,20 @@ class TeqOptions(Strict):
     lr: float = pydantic.Field(3e-2, gt=0.0, allow_inf_nan=False)
     warmup: float = pydantic.Field(0.05, ge=0.0, le=1.0)
     insert: bool = False
+
+
+class DistillOptions(Strict):
+    """How scales of weight-only layers learn from the float model's outputs.
+
+    Attributes:
+        steps: Steps over the whole model; 0 leaves the scales as the algorithm made them.
+        batch_size: Samples of one step.
+        lr: Step of Adam on the logarithms of the scales at its largest.
+    """
+
+    steps: int = pydantic.Field(0, ge=0)
+    batch_size: int = pydantic.Field(4, ge=1)
+    lr: float = pydantic.Field(2e-3, gt=0.0, allow_inf_nan=False)
 
 
 class TextOptions(Strict):

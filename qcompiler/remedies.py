@@ -93,6 +93,11 @@ REMEDIES: Mapping[Code, str] = {
     Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
     Code.BIAS_ABSORBED: "Nothing. `absorb_biases = false` turns it off.",
     Code.BIAS_KEPT: "Nothing to do.",
+    Code.SCALES_LEARNED: "Nothing. The loss before and after is that of samples not learned on.",
+    Code.SCALES_KEPT: (
+        "Nothing, where scales are tied. If learning did not help, give more data, or set a smaller"
+        " `distill.lr`."
+    ),
     Code.BIAS_ESTIMATED: "Nothing. The message names the operator that cannot be walked through.",
     Code.STEPS_CUT: "Raise `auto.seconds`, or set the keys of the steps in the recipe.",
     Code.STEPS_UNTRIED: "Give calibration data as a list of feeds: some are held out to judge by. "

@@ -21,7 +21,7 @@ _STORED = (
     "weights.bits", "weights.group_size", "weights.symmetric", "weights.algorithm",
     "weights.format", "weights.zero_point", "weights.double_quant",
 )
-_ALGORITHMS = ("rtn.", "hqq.", "gptq.", "awq.", "teq.", "autoround.")
+_ALGORITHMS = ("rtn.", "hqq.", "gptq.", "awq.", "teq.", "autoround.", "distill.")
 _RANGES = (
     "calibration.method", "calibration.percentile", "calibration.momentum", "calibration.bins",
 )
@@ -36,7 +36,8 @@ _OF_FLOAT_MODELS = (
 _BY_PASS = {
     "absorb_biases": "absorb-biases", "autoround.": "learn-by-block",
     "awq.": "scale-salient-channels", "bits_budget": "allot-bits",
-    "correct_biases": "correct-biases", "equalize_layers": "equalize-layers",
+    "correct_biases": "correct-biases", "distill.": "distill-scales",
+    "equalize_layers": "equalize-layers",
     "gptq.": "round-in-stages", "kv_cache": "quantize-cache", "megabytes_budget": "allot-bits",
     "prefill": "add-prefill", "smoothing.": "smooth-activations", "teq.": "learn-factors",
 }
@@ -147,6 +148,8 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
         "set weights.algorithm = 'awq'"),
     _Need(("teq.",), lambda c: "teq" in c.algorithms, "no weight is rounded by teq",
         "set weights.algorithm = 'teq'"),
+    _Need(("distill.batch_size", "distill.lr"), lambda c: c.recipe.distill.steps > 0,
+        "there are no steps to learn in", "set distill.steps"),
     _Need(("autoround.",), lambda c: "autoround" in c.algorithms,
         "no weight is rounded by autoround", "set weights.algorithm = 'autoround'"),
     _Need(("rtn.search", "rtn.norm", "gptq.search"), lambda c: c.few_bits,

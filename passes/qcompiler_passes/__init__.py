@@ -46,6 +46,7 @@ from qcompiler_passes.prepare.smooth_activations import SmoothActivations
 from qcompiler_passes.quantized.adopt_quantized import AdoptQuantized
 from qcompiler_passes.quantized.import_quantized import ImportQuantized
 from qcompiler_passes.weights.clip_by_outputs import ClipByOutputs
+from qcompiler_passes.weights.distill_scales import DistillScales
 from qcompiler_passes.weights.learn_by_block import LearnByBlock
 from qcompiler_passes.weights.learn_rounding import LearnRounding
 from qcompiler_passes.weights.measure_mean_errors import MeasureMeanErrors
@@ -92,6 +93,7 @@ PASSES: tuple[type[Pass], ...] = (
     ClipByOutputs,
     RoundInStages,
     LearnByBlock,
+    DistillScales,
     RefineRounding,
     LearnRounding,
     MeasureMeanErrors,

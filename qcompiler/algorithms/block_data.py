@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from qcompiler.algorithms.half_precision import computes_bfloat16
 from qcompiler.lift.lifted import Lifted
 
 __all__ = ["BlockData", "Errors", "Sample"]
@@ -75,7 +76,7 @@ class BlockData:
     def allow_half_precision(self) -> bool:
         """Compute in bfloat16 if the processor does and it hides nothing; whether it is so now."""
         first = range(min(_TRIED, len(self.inputs)))
-        if not _computes_bfloat16(self.device) or not first or self._has_float16():
+        if not computes_bfloat16(self.device) or not first or self._has_float16():
             return False
         with torch.no_grad():
             exact = float(self.errors(first).mean())
@@ -214,10 +215,3 @@ def _shapes(sample: Sample) -> tuple[torch.Size, ...]:
 def _count(squares: Tensor, kept: Tensor | None) -> int:
     count: int = squares.numel()
     return count if kept is None else int(kept.sum()) * (count // max(kept.numel(), 1))
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
-    return any(getattr(torch.cpu, name, bool)() for name in asked)

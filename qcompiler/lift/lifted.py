@@ -106,6 +106,21 @@ class Lifted:
         """Let a module of the caller's stand between a constant and all its readers."""
         self._attach(value, module, None)
 
+    def stand_in(self, value: ir.Value, module: nn.Module) -> None:
+        """Let a module that takes nothing give a constant, which is let go of."""
+        source, graph = self.values[value], self.module.graph
+        target = str(source.target)
+        name = _free_name(self.module, f"given_{source.name}")
+        self.module.add_submodule(name, module)
+        with graph.inserting_after(_end_of_constants(source)):
+            call = graph.call_module(name, ())
+        source.replace_all_uses_with(call)
+        graph.erase_node(source)
+        if not any(node.op == "get_attr" and node.target == target for node in graph.nodes):
+            delattr(self.module, target)
+        self.module.recompile()
+        self.values[value] = call
+
     def quantize_activation(
         self,
         value: ir.Value,

@@ -20,6 +20,7 @@ from qcompiler.stages.cut import LayerGroup, Site
 
 __all__ = [
     "CountedFeeds",
+    "common_facts",
     "digested_feeds",
     "model_blocks",
     "site_keys",
@@ -129,11 +130,7 @@ def site_keys(
     """
     if state.work is None:
         return {site: "" for group in groups for site in group.sites}
-    versions = [_version(name) for name in ("numpy", "onnxruntime", "torch")]
-    said = options.model_dump(mode="json")
-    recipe = state.recipe
-    common = [model_digest(model), data, recipe.calibration.mask, said, recipe.seed, versions]
-    chain = hashlib.sha256(json.dumps(common).encode())
+    chain = hashlib.sha256(common_facts(model, state, data, options).encode())
     keys = {}
     for group in groups:
         for node, site in zip(group.nodes, group.sites, strict=True):
@@ -141,6 +138,16 @@ def site_keys(
             chain.update(f"{site} {decision.algorithm} {weight_spec(node, plan)};".encode())
         keys.update(dict.fromkeys(group.sites, chain.hexdigest()))
     return keys
+
+
+def common_facts(model: ir.Model, state: State, data: str, options: pydantic.BaseModel) -> str:
+    """What numbers depend on but for the plan: model, data, options, seed, and what multiplies."""
+    versions = [_version(name) for name in ("numpy", "onnxruntime", "torch")]
+    said = options.model_dump(mode="json")
+    recipe = state.recipe
+    return json.dumps(
+        [model_digest(model), data, recipe.calibration.mask, said, recipe.seed, versions]
+    )
 
 
 def _version(package: str) -> str:

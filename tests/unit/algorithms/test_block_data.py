@@ -83,7 +83,7 @@ def test_padding_is_left_out_of_samples_that_run_together() -> None:
 def test_bfloat16_is_not_taken_where_it_would_hide_the_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qcompiler.algorithms.block_data._computes_bfloat16", lambda device: True)
+    monkeypatch.setattr("qcompiler.algorithms.block_data.computes_bfloat16", lambda device: True)
     inputs, targets = samples([8, 8])
     assert BlockData(block(), inputs, targets).allow_half_precision()
     lifted = block()
