@@ -39,7 +39,7 @@ def compiled(
     ir.save(model, path)
     recipe = {"base": "w4-rtn", "weights": {"group_size": 32}, **recipe}
     recipe["verify"] = {"guard": False}
-    data = [IDS] if recipe["base"] == "static-int8" else None
+    data = [IDS] if recipe["base"] == "static-int8" or "distill" in recipe else None
     return qcompile(path, target, recipe, data, example_inputs=IDS, output=tmp_path / "out")
 
 
@@ -58,6 +58,16 @@ def test_one_table_of_few_bits_serves_both(tmp_path: pathlib.Path, use: str) -> 
     wanted = np.tanh(TABLE[IDS["ids"]]) @ TABLE.T
     found = artifact.run(IDS)["y"]
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_scales_of_a_table_that_serves_both_do_not_learn(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("torch")
+    rules = [{"match": "y", "bits": 8}]
+    artifact = compiled(tmp_path, "matmul", rules=rules, distill={"steps": 2})
+    (kept,) = (item for item in artifact.report.diagnostics if item.code is Code.SCALES_KEPT)
+    assert kept.where == "y/MatMul"
+    assert "an embedding table shares them" in kept.message
+    assert size(tmp_path) < TABLE.nbytes / 4 * 1.25
 
 
 @pytest.mark.parametrize("names", [("y", "e"), ("y",)])

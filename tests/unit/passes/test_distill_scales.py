@@ -98,7 +98,7 @@ def test_scales_that_something_else_depends_on_stay_and_that_is_told() -> None:
     assert float_reader.hint == ""
 
 
-def test_a_decoder_learns_on_its_logits_and_a_table_in_its_head_stays() -> None:
+def test_a_decoder_learns_on_its_logits() -> None:
     pytest.importorskip("transformers")
     from decoders import decoder, decoder_feed, tokens
     from qcompiler.runtime.inputs import input_specs
@@ -111,10 +111,7 @@ def test_a_decoder_learns_on_its_logits_and_a_table_in_its_head_stays() -> None:
     learned = qcompile(model, "cpu-vnni", {**recipe, "distill": distill}, rows)
     (said,) = told(learned, Code.SCALES_LEARNED)
     assert said.values["after"] < 0.97 * said.values["before"]
-    assert said.values["layers"] == 14
-    (kept,) = told(learned, Code.SCALES_KEPT)
-    assert kept.where.startswith("lm_head")
-    assert "embedding table shares them" in kept.message
+    assert said.values["layers"] == 2 * 7 + 1
 
     def divergence(artifact: Artifact) -> float:
         """Of what comes next in other texts, nats."""
