@@ -118,6 +118,23 @@ def test_a_table_stays_in_float_with_the_product_that_shares_it(
     assert size(tmp_path) < TABLE.nbytes * 1.05
 
 
+@pytest.mark.parametrize("by", ["target", "rule"])
+def test_a_float_table_beside_integers_of_the_same_numbers_is_told(
+    tmp_path: pathlib.Path, by: str
+) -> None:
+    rules = [] if by == "target" else [{"match": "e", "scheme": "float"}]
+    target = "openvino" if by == "target" else "cpu-amx"
+    artifact = compiled(tmp_path, "matmul", target, base="static-int8", rules=rules, force=True)
+    (said,) = (
+        item
+        for item in artifact.report.diagnostics
+        if item.code is Code.SHARED_WEIGHT and "bytes" in item.values
+    )
+    assert artifact.plan.nodes[said.where].op == "Gather"
+    assert said.values["bytes"] == ROWS * WIDTH
+    assert size(tmp_path) > TABLE.nbytes * 1.2
+
+
 def _table(tmp_path: pathlib.Path) -> onnx.TensorProto:
     (table,) = (
         item

@@ -21,7 +21,7 @@ from qcompiler_passes.decide.input_layers import input_layers
 from qcompiler_passes.decide.prices import Prices
 from qcompiler_passes.decide.reasons import place_of
 from qcompiler_passes.decide.rows import Refusal, Rows, telling
-from qcompiler_passes.decide.ties import follow_ties
+from qcompiler_passes.decide.ties import follow_ties, stored_twice
 from qcompiler_passes.decide.unheard_rules import overruled, unheard_rules
 from qcompiler_passes.decide.units import Unit, survey
 from qcompiler_passes.decide.weight_forms import weight_forms
@@ -91,6 +91,7 @@ class PlacePrecision(Pass):
         diagnostics += _per_tensor(units, solution, state)
         diagnostics += unheard_rules(recipe.rules, asked, units, solution, target)
         state.plan = assemble(model, units, solution, state, prices)
+        diagnostics += stored_twice(model.graph, state.plan)
         return PassResult(modified=False, diagnostics=diagnostics)
 
 
