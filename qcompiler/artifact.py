@@ -38,12 +38,12 @@ from qcompiler.scratch import Scratch
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["Artifact", "model_bytes"]
+__all__ = ["INLINE_LIMIT", "Artifact", "model_bytes"]
 
 MODEL, PLAN, REPORT = "model.onnx", "plan.json", "report.json"
 _DATA = f"{MODEL}.data"
 _FORMAT = 1
-_INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself
+INLINE_LIMIT = 1_500_000_000  # protobuf ends at 2 GiB; leave room for the graph itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Artifact:
 
     def _write_model(self, folder: pathlib.Path) -> dict[str, str]:
         """Digests of the files by name."""
-        large = model_bytes(self.model) > _INLINE_LIMIT
+        large = model_bytes(self.model) > INLINE_LIMIT
         if large:
             ir.save(self.model, folder / MODEL, external_data=_DATA)
         else:

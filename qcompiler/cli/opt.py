@@ -7,17 +7,21 @@ import pathlib
 
 import onnx_ir as ir
 
+from qcompiler.artifact import INLINE_LIMIT, model_bytes
+from qcompiler.cli.terminal import err
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.ir.inline import inlined
 from qcompiler.ir.text import model_text
 from qcompiler.pipeline.contract import State
-from qcompiler.pipeline.registry import parse_pipeline
+from qcompiler.pipeline.registry import all_passes, parse_pipeline
 from qcompiler.pipeline.run import run_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.targets.registry import load_target
 
 __all__ = ["run_opt"]
+
+_SHARING = "share-transposed"
 
 
 def run_opt(
@@ -28,7 +32,11 @@ def run_opt(
     calibration: str | None,
     output: pathlib.Path | None,
 ) -> str:
-    """The model's text after the pipeline; with ``output`` the model is written there instead."""
+    """The model's text after the pipeline; with ``output`` the model is written there instead.
+
+    What the passes have to tell goes to standard error. A constant that is another one transposed
+    is one constant of the file.
+    """
     opened = open_model(model)
     resolved = load_target(target)
     feeds = None
@@ -44,7 +52,12 @@ def run_opt(
         feeds=feeds,
         sample=feeds.first if feeds is not None else opened.example,
     )
-    run_pipeline(parse_pipeline(passes), opened.model, state)
+    pipeline = list(parse_pipeline(passes))
+    if output is not None and all(item.name != _SHARING for item in pipeline):
+        pipeline.append(all_passes()[_SHARING]())
+    run_pipeline(pipeline, opened.model, state)
+    for item in state.diagnostics:
+        err.print(str(item), soft_wrap=True)
     if output is None:
         return model_text(opened.model)
     _save(opened.model, output)
@@ -57,6 +70,13 @@ def _save(model: ir.Model, output: pathlib.Path) -> None:
         what = "folder" if output.is_dir() else "device"
         raise QcError(
             Code.NOT_WRITABLE, str(output), f"is a {what}, wanted a file", "choose another name"
+        )
+    if (size := model_bytes(model)) > INLINE_LIMIT:
+        raise QcError(
+            Code.NOT_WRITABLE,
+            str(output),
+            f"{size} bytes of constants do not fit into one ONNX file",
+            "qcompile compile --recipe float -o FOLDER writes them beside it",
         )
     partial = output.with_name(f".{output.name}.partial")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import qcompiler
@@ -217,6 +218,39 @@ def test_opt_writes_a_file(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) 
     said = cli("opt", mlp, "--passes", "remove-dead", "-o", tmp_path / "opt.onnx")
     assert (said.code, said.out) == (0, "")
     onnx.checker.check_model(onnx.load(tmp_path / "opt.onnx"))
+
+
+def test_opt_writes_a_tied_table_once_and_tells_what_passes_say(
+    cli: Cli, tmp_path: pathlib.Path
+) -> None:
+    table = np.random.default_rng(0).normal(size=(1024, 64)).astype(np.float32)
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (int64[1,S] ids) => (float[S,1024] y) <float[1024,64] t = {0}> {
+            e = Gather(t, ids)
+            z = Constant <value_ints = [0]> ()
+            h = Squeeze(e, z)
+            y = Gemm <transB = 1> (h, t)
+        }"""
+    )
+    model.graph.initializers["t"].const_value = ir.tensor(table, name="t")
+    ir.save(model, tmp_path / "tied.onnx")
+    for recipe in ("dynamic-int8", "float"):
+        options = ("--passes", "canonicalize-linear", "--recipe", recipe)
+        said = cli("opt", tmp_path / "tied.onnx", *options, "-o", tmp_path / "out.onnx")
+        assert (said.code, said.out) == (0, ""), said.err
+        assert (tmp_path / "out.onnx").stat().st_size < 1.1 * table.nbytes
+        assert ("QC117" in said.err) == (recipe == "float")
+
+
+def test_opt_refuses_what_no_single_file_holds(
+    cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompiler.cli.opt.INLINE_LIMIT", 100)
+    said = cli("opt", mlp, "--passes", "", "-o", tmp_path / "opt.onnx")
+    assert said.code == 2
+    assert "do not fit into one ONNX file" in said.err
+    assert not list(tmp_path.glob("*opt*"))
 
 
 def test_a_plan_goes_out_and_comes_back(
