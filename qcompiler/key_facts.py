@@ -15,9 +15,9 @@ from qcompiler.schemes import Granularity, QSpec
 from qcompiler.targets.activations import weight_index
 from qcompiler.targets.schema import Form, Scheme
 
-__all__ = ["BY_STAGES", "KeyFacts"]
+__all__ = ["KeyFacts"]
 
-BY_STAGES = frozenset({"gptq", "awq", "teq", "autoround"})  # what they find takes long
+_BY_STAGES = frozenset({"gptq", "awq", "teq", "autoround"})  # what they find takes long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,12 @@ class KeyFacts:
         """Whether GPTQ rounds."""
         awq = self.recipe.awq.rounding == "gptq" and "awq" in self.algorithms
         return awq or "gptq" in self.algorithms
+
+    @property
+    def keeps_work(self) -> bool:
+        """Whether anything is found that takes long and is kept for a compile that is cut off."""
+        learns = bool(self.weights) and self.recipe.distill.steps > 0
+        return learns or not _BY_STAGES.isdisjoint(self.algorithms)
 
     @property
     def scales_channels(self) -> bool:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 
 from qcompiler.diagnostics import Code, Diagnostic
-from qcompiler.key_facts import BY_STAGES, KeyFacts
+from qcompiler.key_facts import KeyFacts
 from qcompiler.targets.schema import Form, Scheme
 
 __all__ = ["unused_keys"]
@@ -158,7 +158,7 @@ _NEEDS: tuple[_Need, ...] = (  # of a key's unmet needs the first is told
         "AutoRound takes only grid, duo_scaling and insert of awq"),
     _Need(("rtn.full_range",), lambda c: c.state.form is Form.ORT and c.symmetric,
         "it is for symmetric weights in form ort"),
-    _Need(("work",), lambda c: not BY_STAGES.isdisjoint(c.algorithms),
+    _Need(("work",), lambda c: c.keeps_work,
         "no weight is rounded by an algorithm that takes long"),
     # other keys
     _Need(("rtn.norm",), lambda c: c.recipe.rtn.search, "rtn.search is off"),

@@ -23,12 +23,14 @@ class ScaledIntegers(nn.Module):  # type: ignore[misc]
 
     Attributes:
         log_factor: What is learned, shape of the tensor's ``scale``; 0 at the start.
+        dtype: Of the floats.
     """
 
-    def __init__(self, tensor: QTensor) -> None:
+    def __init__(self, tensor: QTensor, dtype: torch.dtype = torch.float32) -> None:
         """Take a rounded weight; its elements are kept in a byte each where they fit."""
         super().__init__()
         self._tensor = tensor
+        self.dtype = dtype
         self.log_factor = nn.Parameter(torch.zeros(tensor.scale.shape))
         steps, zero = torch.from_numpy(np.ascontiguousarray(tensor.q)), tensor.zero_point
         if zero is not None:
@@ -43,12 +45,12 @@ class ScaledIntegers(nn.Module):  # type: ignore[misc]
         self.register_buffer("scale", torch.from_numpy(tensor.scale))
         self._floats: Tensor | None = None
 
-    def open(self, dtype: torch.dtype, *, learn: bool) -> None:
+    def open(self, *, learn: bool) -> None:
         """Make the floats, shape of the weight; with ``learn`` their gradient is wanted."""
         scale = (self.scale * self.log_factor.exp()).detach()
         steps = self.steps if self.entries is None else self.entries[self.steps.int()]
         floats = self._by_group(steps) * self._beside(scale)
-        self._floats = self._whole(floats).to(dtype).requires_grad_(learn)
+        self._floats = self._whole(floats).to(self.dtype).requires_grad_(learn)
 
     def close(self) -> None:
         """Let go of the floats; what their gradient says of the factors is added to theirs."""

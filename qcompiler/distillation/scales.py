@@ -41,10 +41,12 @@ __all__ = ["DistillOptions", "Distilled", "distill_scales"]
 _HELD_OUT = 8  # samples at most that are not learned on, an eighth of all
 _JUDGED = 4  # times that the scales are judged by them on the way
 _SAVED = 8  # steps after which what has been learned is kept
-_Values = dict[ir.Value, Any]
-
 _WARM = 8  # steps in which the step grows
 _HIDDEN = 0.02  # of the loss: what bfloat16 may add to it
+_NAME = "distill-scales"  # of the file in the store, and what it holds of each factor
+_PARTS = ("factor", "best", "mean", "square")
+
+_Values = dict[ir.Value, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,8 +190,9 @@ class _School:
                 continue
             if value in tensors:
                 if value not in self.modules:
-                    self.modules[value] = ScaledIntegers(tensors[value])
-                if part.values[value].op == "get_attr":
+                    dtype = part.constant(value).dtype
+                    self.modules[value] = ScaledIntegers(tensors[value], dtype)
+                if part.values[value].op == "get_attr":  # not yet, for another reader
                     part.stand_in(value, self.modules[value])
             elif (node.name or "", 1) in weights:
                 part.quantize_weight(value, weights[node.name or "", 1], readers=[node])
@@ -286,10 +289,9 @@ class _School:
     @contextlib.contextmanager
     def _open(self, part: Lifted, *, learn: bool = False) -> Iterator[None]:
         """Floats for the integers of a part."""
-        dtype = torch.bfloat16 if self.half_precision else torch.float32
         modules = [item for item in part.module.modules() if isinstance(item, ScaledIntegers)]
         for module in modules:
-            module.open(dtype, learn=learn)
+            module.open(learn=learn)
         try:
             yield
         finally:
@@ -337,11 +339,19 @@ class _School:
 
     def allow_half_precision(self, samples: Sequence[int]) -> None:
         """Compute in bfloat16 if that is faster here and changes the loss by next to nothing."""
-        if not computes_bfloat16(self._device):
+        modules = self.modules.values()
+        in_floats = all(module.dtype is torch.float32 for module in modules)
+        if not in_floats or not computes_bfloat16(self._device):
             return
         exact = self.mean_loss(samples)
-        self.half_precision = True
-        self.half_precision = abs(self.mean_loss(samples) - exact) <= _HIDDEN * exact
+        self._compute_in(torch.bfloat16)
+        if not abs(self.mean_loss(samples) - exact) <= _HIDDEN * exact:
+            self._compute_in(torch.float32)
+
+    def _compute_in(self, dtype: torch.dtype) -> None:
+        self.half_precision = dtype is torch.bfloat16
+        for module in self.modules.values():
+            module.dtype = dtype
 
     def close(self) -> None:
         """Let go of everything."""
@@ -352,10 +362,14 @@ class _School:
 
 
 def _ends(stages: Sequence[Stage]) -> tuple[ir.Value, ...]:
-    """The outputs to learn on: logits where there are any, else all."""
-    found = [value for stage in stages for value in finals(stage)]
+    """The outputs to learn on: logits where there are any, else all that are floats."""
+    found = [value for stage in stages for value in finals(stage) if _may_be_float(value)]
     logits = [value for value in found if value.name == "logits"]
     return tuple(logits or found)
+
+
+def _may_be_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _learn(
@@ -391,7 +405,10 @@ def _learn(
             pupil.save(*store, taken)
     tensors = {value: module.to_qtensor() for value, module in pupil.finish().items()}
     learned = tensors if pupil.best < pupil.first else {}
-    return Distilled(learned, pupil.first, pupil.best, taken, held, school.unreached)
+    still = dict.fromkeys(pupil.unmoved() if pupil.first else (), "")
+    unreached = {**school.unreached, **still}
+    learned = {value: tensor for value, tensor in learned.items() if value not in unreached}
+    return Distilled(learned, pupil.first, pupil.best, taken, held, unreached)
 
 
 def _batches(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -442,6 +459,11 @@ class _Pupil:
             self.best = loss
             self._kept = [factor.detach().clone() for factor in self._factors]
 
+    def unmoved(self) -> list[ir.Value]:
+        """Those that never had a gradient."""
+        pairs = zip(self._school.modules, self._factors, strict=True)
+        return [value for value, factor in pairs if not self._moments(factor)[1].any()]
+
     def finish(self) -> Mapping[ir.Value, ScaledIntegers]:
         """The modules with their best factors."""
         with torch.no_grad():
@@ -453,11 +475,17 @@ class _Pupil:
         """Keep all that the next step depends on."""
         arrays = {"progress": np.asarray([step, self.first, self.best], np.float64)}
         for index, (factor, kept) in enumerate(zip(self._factors, self._kept, strict=True)):
-            state = self._adam.state[factor]
-            parts = (factor.detach(), kept, state["exp_avg"], state["exp_avg_sq"])
-            for word, part in zip(_SAVED_PARTS, parts, strict=True):
+            parts = (factor.detach(), kept, *self._moments(factor))
+            for word, part in zip(_PARTS, parts, strict=True):
                 arrays[f"{word}.{index}"] = part.cpu().numpy()
         store.put(_NAME, key, arrays)
+
+    def _moments(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """Running means of its gradient and of the gradient's square."""
+        state = self._adam.state.get(factor)
+        if not state:
+            return torch.zeros_like(factor.detach()), torch.zeros_like(factor.detach())
+        return state["exp_avg"], state["exp_avg_sq"]
 
     def load(self, store: ArrayStore, key: str) -> int:
         """Take up what :meth:`save` kept; returns the steps taken, 0 if there is nothing."""
@@ -466,7 +494,7 @@ class _Pupil:
         arrays = store.get(_NAME, key)
         step, self.first, self.best = arrays["progress"].tolist()
         for index, factor in enumerate(self._factors):
-            found = (torch.from_numpy(arrays[f"{word}.{index}"]) for word in _SAVED_PARTS)
+            found = (torch.from_numpy(arrays[f"{word}.{index}"]) for word in _PARTS)
             now, kept, mean, square = (part.to(factor.device) for part in found)
             with torch.no_grad():
                 factor.copy_(now)
@@ -475,7 +503,3 @@ class _Pupil:
                 "step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square,
             }  # fmt: skip
         return int(step)
-
-
-_NAME = "distill-scales"
-_SAVED_PARTS = ("factor", "best", "mean", "square")

@@ -17,6 +17,7 @@ BLOCKS = 2
 RECIPES: dict[str, dict[str, Any]] = {
     **{name: {"base": name} for name in ("w4-gptq", "w4-awq", "w4-teq", "w4-hqq", "w4-k-quant")},
     "w4-autoround": {"base": "w4-autoround", "autoround": {"iters": 10}},
+    "distill": {"base": "w4-rtn", "distill": {"steps": 4}},
     "budget": {"base": "weight-int4", "bits_budget": 5.5},
 }
 

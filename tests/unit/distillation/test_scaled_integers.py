@@ -26,7 +26,7 @@ def rounded(form: str, seed: int = 0) -> QTensor:
 def test_at_the_start_they_are_what_was_rounded(form: str) -> None:
     tensor = rounded(form)
     module = ScaledIntegers(tensor)
-    module.open(torch.float32, learn=False)
+    module.open(learn=False)
     np.testing.assert_allclose(module().numpy(), tensor.dequantize(), rtol=1e-6, atol=1e-7)
     module.close()
     with pytest.raises(AssertionError, match="open"):
@@ -42,7 +42,7 @@ def test_factors_get_the_gradient_of_autograd(form: str) -> None:
     slope = torch.from_numpy(np.random.default_rng(1).normal(size=(24, 6)).astype(np.float32))
     module = ScaledIntegers(tensor)
     for _ in range(2):  # two samples add up
-        module.open(torch.float32, learn=True)
+        module.open(learn=True)
         (module() * slope).sum().backward()
         module.close()
 
@@ -65,7 +65,7 @@ def test_learned_scales_are_multiplied() -> None:
     found = module.to_qtensor()
     factors = np.exp(module.log_factor.detach().numpy())
     np.testing.assert_allclose(found.scale, tensor.scale * factors, rtol=1e-6)
-    module.open(torch.float32, learn=False)
+    module.open(learn=False)
     np.testing.assert_allclose(module().numpy(), found.dequantize(), rtol=1e-5, atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_float_zero_points_are_kept() -> None:
         spec,
     )
     module = ScaledIntegers(tensor)
-    module.open(torch.float32, learn=False)
+    module.open(learn=False)
     np.testing.assert_allclose(module().numpy(), tensor.dequantize(), rtol=1e-5, atol=1e-6)
 
 

@@ -195,3 +195,24 @@ def test_layers_before_what_has_no_gradient_keep_their_scales_and_that_is_told()
     assert "If" in kept.message
     (said,) = told(artifact, Code.SCALES_LEARNED)
     assert said.values["layers"] == 1
+
+
+def test_outputs_that_are_no_floats_teach_nothing_and_that_is_told() -> None:
+    rng = np.random.default_rng(0)
+    model = with_weights(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N,32] x, float[32,16] w, float[32,16] v) => (int64[N] best, float[N,16] y) {
+            [scores] s = MatMul(x, w)
+            best = ArgMax <axis = 1, keepdims = 0> (s)
+            [other] y = MatMul(x, v)
+        }""",
+        {name: rng.normal(size=(32, 16)).astype(np.float32) for name in "wv"},
+    )
+    feeds = [{"x": rng.normal(size=(64, 32)).astype(np.float32)} for _ in range(8)]
+    recipe = {"base": "w4-rtn", "weights": {"group_size": 16}, "distill": {"steps": 8}}
+    artifact = qcompile(model, "cpu-vnni", recipe, feeds)
+    (kept,) = told(artifact, Code.SCALES_KEPT)
+    assert kept.where == "scores"
+    assert "no gradient" in kept.message
+    (said,) = told(artifact, Code.SCALES_LEARNED)
+    assert said.values["layers"] == 1
