@@ -29,6 +29,7 @@ __all__ = ["Pair", "pairs_of", "views_of"]
 
 _IMPORT = "import-quantized"
 _UNPACK = f"fold-constants{{small_bytes={1 << 62}}}"
+_SAME = frozenset({("Gemm", "MatMul"), ("MatMul", "MatMulIntegerToFloat")})
 _RENAMED = "_quant"  # what onnxruntime.quantization appends in its QOperator format
 
 
@@ -149,8 +150,13 @@ def _fed(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _same_operator(node: ir.Node, other: ir.Node) -> bool:
-    """Whether the operators are the same; a Gemm is spelled MatMul and Add."""
-    return op_name(node) == op_name(other) or (node.op_type, other.op_type) == ("Gemm", "MatMul")
+    """Whether the operators are the same.
+
+    A Gemm is spelled MatMul and Add. A product whose activations get their scales when it runs has
+    no spelling by DequantizeLinear: it stands for itself.
+    """
+    pair = (node.op_type, other.op_type)
+    return op_name(node) == op_name(other) or pair in _SAME
 
 
 def _clamped(node: ir.Node, other: ir.Node, names: Container[str | None]) -> list[ir.Node]:

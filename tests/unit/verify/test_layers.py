@@ -41,11 +41,18 @@ def test_a_weight_without_elements_has_no_factors() -> None:
     assert rows(compare_layers(model, model, feeds))["n1"].sqnr_db == math.inf
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet", "transformer"])
-def test_each_planned_layer_of_an_artifact_has_a_row_in_graph_order(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        *((name, "static-int8") for name in ("mlp", "convnet", "transformer")),
+        *((name, "dynamic-int8") for name in ("mlp", "transformer")),
+    ],
+)
+def test_each_planned_layer_of_an_artifact_has_a_row_in_graph_order(name: str, base: str) -> None:
     feeds = tiny.feeds(name, 3)
     model = tiny.build(name)
-    artifact = qcompile(model, "cpu-vnni", FORCED, feeds)
+    recipe = {"base": base, "force": True, "verify": {"guard": False}}
+    artifact = qcompile(model, "cpu-vnni", recipe, feeds)
     found = compare_layers(model, artifact, feeds)
     planned = [item.node for item in artifact.plan if item.kernel and item.op != "Gather"]
     assert planned
