@@ -413,6 +413,14 @@ RECIPES: Mapping[str, Recipe] = {
                 ("best", 512, AutoRoundOptions(iters=1000)),
             )
         ),
+        Recipe(
+            name="w4-distilled",
+            schemes=(Scheme.WEIGHT,),
+            force=True,
+            weights=WeightOptions(bits=4, group_size=64, symmetric=False, algorithm="gptq"),
+            text=TextOptions(samples=64),
+            distill=DistillOptions(steps=64),
+        ),
         Recipe(name="float", schemes=(), embeddings=False),
     )
 }

@@ -22,7 +22,7 @@ RecipeOption = Annotated[
     typer.Option(
         help="auto, static-int8, dynamic-int8, weight-int8, weight-int4, static-fp8, static-a16w8, "
         "float; of language models w4-rtn, w4-k-quant, w4-hqq, w4-gptq, w4-awq, w4-teq, "
-        "w4-autoround (-light, -best); or a TOML/YAML/JSON file."
+        "w4-distilled, w4-autoround (-light, -best); or a TOML/YAML/JSON file."
     ),
 ]
 Calibration = Annotated[
