@@ -93,7 +93,9 @@ REMEDIES: Mapping[Code, str] = {
     Code.NOT_SMOOTHED: "Nothing. `smoothing.insert` allows a Mul where nothing can fold.",
     Code.BIAS_ABSORBED: "Nothing. `absorb_biases = false` turns it off.",
     Code.BIAS_KEPT: "Nothing to do.",
-    Code.SCALES_LEARNED: "Nothing. The loss before and after is that of samples not learned on.",
+    Code.SCALES_LEARNED: (
+        "Nothing. The loss is that of samples on which no scale learned (the algorithm may have)."
+    ),
     Code.SCALES_KEPT: (
         "Nothing, where scales are tied. If learning did not help, give more data, or set a smaller"
         " `distill.lr`."

@@ -121,10 +121,10 @@ def distill_scales(
     Raises:
         QcError: QC201 no feed; QC607 the runtime cannot run a block; QC706 disk full.
     """
-    with contextlib.closing(_School(model, tensors, weights, feeds, mask, memory)) as school:
-        unreached = school.unreached
+    with contextlib.closing(_School(memory)) as school:
+        school.open(model, tensors, weights, feeds, mask)
         if not school.modules:
-            return Distilled({}, 0.0, 0.0, 0, 0, unreached)
+            return Distilled({}, 0.0, 0.0, 0, 0, school.unreached)
         return _learn(school, options, store, progress)
 
 
@@ -138,41 +138,42 @@ class _School:
         half_precision: Compute products in bfloat16.
     """
 
-    def __init__(
+    def __init__(self, memory: int) -> None:
+        """Empty; may hold so many bytes of values in memory, and the others in files."""
+        self.modules: dict[ir.Value, ScaledIntegers] = {}
+        self.unreached: dict[ir.Value, str] = {}
+        self.count = 0
+        self.half_precision = False
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._exact, self._start = Spool(memory // 2), Spool(memory // 2)
+        self._parts: list[Lifted] = []
+
+    def open(
         self,
         model: ir.Model,
         tensors: Mapping[ir.Value, QTensor],
         weights: Mapping[Site, QTensor],
         feeds: Iterable[Feed],
         mask: str | None,
-        memory: int,
     ) -> None:
+        """Lift the rounded model, and run the float one; arguments as :func:`distill_scales`."""
         graph = model.graph
         refused = refusals(graph)
         stages = spans(graph, repeated_blocks(graph), front=refused)
         front = stages[: bool(refused)]  # runs in the runtime: no gradient leads into it
         self._stages = [stage for stage in stages[len(front) :] if stage.nodes]
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.modules: dict[ir.Value, ScaledIntegers] = {}
-        self.unreached: dict[ir.Value, str] = {}
-        self.half_precision = False
         self._ends = _ends(self._stages)
-        self._parts: list[Lifted] = []
-        self._exact, self._start = Spool(memory // 2), Spool(memory // 2)
         if self._ends:
             self._parts = [self._part(stage, tensors, weights) for stage in self._stages]
         self._visits = list(zip(self._stages, self._parts, strict=False))
         why = next((error.diagnostic.message for error in refused.values()), "")
-        for value in tensors:
-            if value not in self.modules:
-                self.unreached[value] = why
-        if not self.modules:
-            return
-        self._run_float(model, front, feeds, mask, weights)
-        last = self._stages[-1]
-        ends = [value for value in finals(last) if value in self._ends]
-        self._teacher = lift(last.nodes, inputs=last.inputs, outputs=ends)
-        self._teacher.module.to(self._device)
+        self.unreached = {value: why for value in tensors if value not in self.modules}
+        if self.modules:
+            self._run_float(model, front, feeds, mask, weights)
+            last = self._stages[-1]
+            ends = [value for value in finals(last) if value in self._ends]
+            self._teacher = lift(last.nodes, inputs=last.inputs, outputs=ends)
+            self._teacher.module.to(self._device)
 
     def _part(
         self,
