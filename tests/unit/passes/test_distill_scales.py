@@ -55,6 +55,77 @@ def test_outputs_come_nearer_to_float_and_integers_stay(algorithm: str) -> None:
     assert all("scale" in name for name in moved)
 
 
+@pytest.mark.parametrize("hides", [False, True])
+def test_products_are_in_bfloat16_where_that_hides_nothing(
+    hides: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qcompiler.distillation import scales
+
+    monkeypatch.setattr(scales, "computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(scales, "_HIDDEN", 0.0 if hides else 0.5)
+    used, learn = set(), scales._School.learn
+
+    def watched(school: Any, samples: Any) -> float:
+        used.add(school.half_precision)
+        return learn(school, samples)
+
+    monkeypatch.setattr(scales._School, "learn", watched)
+    learned = compiled(calibration=tiny.feeds("transformer", 24))
+    assert used == {not hides}
+    assert error_of(learned) < 0.9 * error_of(compiled(steps=0))
+
+
+def test_logits_before_the_end_stay_what_they_were_from_step_to_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from qcompiler.distillation import scales
+
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.normal(size=(64, 64)).astype(np.float32) / 8
+        for index in range(4)
+        for name in (f"a{index}", f"b{index}")
+    }
+    lines, value = [], "x"
+    for index in range(4):
+        after = "logits" if index == 1 else "y" if index == 3 else f"h{index}"
+        lines += [
+            f"u{index} = MatMul({value}, a{index})",
+            f"r{index} = Relu(u{index})",
+            f"d{index} = MatMul(r{index}, b{index})",
+            f"{after} = Add({value}, d{index})",
+        ]
+        value = after
+    declared = ", ".join(f"float[64,64] {name}" for name in weights)
+    model = with_weights(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N,64] x, {declared}) => (float[N,64] logits, float[N,64] y) {{
+            {" ".join(lines)}
+        }}""",
+        weights,
+    )
+    for number, node in enumerate(model.graph):
+        module = node.metadata_props["qcompiler.module"] = f"layers.{number // 4}"
+        node.name = f"{module}.{('up', 'act', 'down', 'add')[number % 4]}"
+    losses: list[float] = []
+    mean_loss = scales._School.mean_loss
+
+    def twice(school: Any, samples: Any) -> float:
+        losses.extend((mean_loss(school, samples), mean_loss(school, samples)))
+        return losses[-1]
+
+    monkeypatch.setattr(scales._School, "mean_loss", twice)
+    feeds = [{"x": rng.normal(size=(16, 64)).astype(np.float32)} for _ in range(8)]
+    recipe = {"base": "w4-rtn", "weights": {"group_size": 16}, "distill": {"steps": 8}}
+    artifact = qcompile(model, "cpu-vnni", recipe, feeds)
+    assert losses[::2] == losses[1::2]
+    assert losses[-1] < losses[0]
+    (said,) = told(artifact, Code.SCALES_LEARNED)
+    kept = {item.where for item in told(artifact, Code.SCALES_KEPT)}
+    assert kept == {f"layers.{index}.{name}" for index in (2, 3) for name in ("up", "down")}
+    assert said.values["layers"] == 4
+
+
 def test_a_compile_that_was_killed_goes_on_to_the_same_scales(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
