@@ -62,6 +62,13 @@ class DistillScales(Pass):
         layers, said = _layers(model.graph, state.plan, state)
         if not layers:
             return PassResult(modified=False, diagnostics=said)
+        if state.feeds is None:
+            raise QcError(
+                Code.NEEDS_CALIBRATION,
+                "distill.steps",
+                "scales learn from what the float model gives on data, and there is no data",
+                "give calibration data, or set distill.steps = 0",
+            )
         try:
             from qcompiler.distillation import distill_scales
             from qcompiler.distillation.scales import DistillOptions as Options
