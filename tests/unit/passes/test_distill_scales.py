@@ -59,17 +59,17 @@ def test_outputs_come_nearer_to_float_and_integers_stay(algorithm: str) -> None:
 def test_products_are_in_bfloat16_where_that_hides_nothing(
     hides: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qcompiler.distillation import scales
+    from qcompiler.distillation import student
 
-    monkeypatch.setattr(scales, "computes_bfloat16", lambda device: True)
-    monkeypatch.setattr(scales, "_HIDDEN", 0.0 if hides else 0.5)
-    used, learn = set(), scales._School.learn
+    monkeypatch.setattr(student, "computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(student, "_HIDDEN", 0.0 if hides else 0.5)
+    used, learn = set(), student.Student.learn
 
-    def watched(school: Any, samples: Any) -> float:
-        used.add(school.half_precision)
-        return learn(school, samples)
+    def watched(model: Any, samples: Any) -> float:
+        used.add(model.half_precision)
+        return learn(model, samples)
 
-    monkeypatch.setattr(scales._School, "learn", watched)
+    monkeypatch.setattr(student.Student, "learn", watched)
     learned = compiled(calibration=tiny.feeds("transformer", 24))
     assert used == {not hides}
     assert error_of(learned) < 0.9 * error_of(compiled(steps=0))
@@ -78,7 +78,7 @@ def test_products_are_in_bfloat16_where_that_hides_nothing(
 def test_logits_before_the_end_stay_what_they_were_from_step_to_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from qcompiler.distillation import scales
+    from qcompiler.distillation import student
 
     rng = np.random.default_rng(0)
     weights = {
@@ -108,13 +108,13 @@ def test_logits_before_the_end_stay_what_they_were_from_step_to_step(
         module = node.metadata_props["qcompiler.module"] = f"layers.{number // 4}"
         node.name = f"{module}.{('up', 'act', 'down', 'add')[number % 4]}"
     losses: list[float] = []
-    mean_loss = scales._School.mean_loss
+    mean_loss = student.Student.mean_loss
 
-    def twice(school: Any, samples: Any) -> float:
-        losses.extend((mean_loss(school, samples), mean_loss(school, samples)))
+    def twice(model: Any, samples: Any) -> float:
+        losses.extend((mean_loss(model, samples), mean_loss(model, samples)))
         return losses[-1]
 
-    monkeypatch.setattr(scales._School, "mean_loss", twice)
+    monkeypatch.setattr(student.Student, "mean_loss", twice)
     feeds = [{"x": rng.normal(size=(16, 64)).astype(np.float32)} for _ in range(8)]
     recipe = {"base": "w4-rtn", "weights": {"group_size": 16}, "distill": {"steps": 8}}
     artifact = qcompile(model, "cpu-vnni", recipe, feeds)
@@ -131,7 +131,7 @@ def test_a_compile_that_was_killed_goes_on_to_the_same_scales(
 ) -> None:
     from qcompiler.distillation import scales
 
-    taken, last, step = 0, 13, scales._Pupil.step
+    taken, last, step = 0, 13, scales._Training.step
 
     def counted(*given: Any) -> float:
         nonlocal taken
@@ -141,7 +141,7 @@ def test_a_compile_that_was_killed_goes_on_to_the_same_scales(
         return step(*given)
 
     plain = compiled()
-    monkeypatch.setattr(scales._Pupil, "step", counted)
+    monkeypatch.setattr(scales._Training, "step", counted)
     with pytest.raises(KeyboardInterrupt):
         compiled(work=tmp_path)
     taken, last = 0, 99
