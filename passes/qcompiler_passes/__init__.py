@@ -30,6 +30,7 @@ from qcompiler_passes.float.simplify_mask import SimplifyMask
 from qcompiler_passes.lower.add_prefill import AddPrefill
 from qcompiler_passes.lower.finish_qdq import FinishQdq
 from qcompiler_passes.lower.fuse_skip_norm import FuseSkipNorm
+from qcompiler_passes.lower.pack_products import PackProducts
 from qcompiler_passes.lower.pack_qkv import PackQkv
 from qcompiler_passes.lower.quantize_cache import QuantizeCache
 from qcompiler_passes.lower.share_transposed import ShareTransposed
@@ -108,6 +109,7 @@ PASSES: tuple[type[Pass], ...] = (
     PackQkv,
     QuantizeCache,
     AddPrefill,
+    PackProducts,
     FuseSkipNorm,
     FinishQdq,
     ShareTransposed,

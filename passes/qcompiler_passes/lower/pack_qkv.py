@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompiler.ir.edit import Tape, add_initializer, has_one_use, remove_dead, replace
+from qcompiler.ir.edit import Tape, has_one_use, remove_dead, replace
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
 from qcompiler.targets.schema import Form
+from qcompiler_passes.lower.joined_columns import (
+    BIAS,
+    DATA,
+    GROUP_INDEX,
+    SCALE,
+    ZERO_POINT,
+    form,
+    input_at,
+    join,
+    tensor,
+)
 from qcompiler_passes.planned import KERNEL
 
 __all__ = ["PackQkv"]
 
 _MICROSOFT = "com.microsoft"
-_DATA, _SCALE, _ZERO_POINT, _GROUP_INDEX, _BIAS = range(1, 6)  # inputs of MatMulNBits
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,8 +46,9 @@ class _Product:
     def width(self) -> int:
         return self.node.attributes["N"].as_int()
 
-    def input(self, index: int) -> ir.Value | None:
-        return self.node.inputs[index] if index < len(self.node.inputs) else None
+    @property
+    def constants(self) -> list[ir.Value | None]:
+        return [input_at(self.node, index) for index in (DATA, SCALE, ZERO_POINT)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +83,13 @@ class PackQkv(Pass):
 def _pack(graph: ir.Graph, attention: ir.Node) -> bool:
     parts = [_product(value) for value in attention.inputs[:3]]
     products = [part for part in parts if part is not None]
-    if len(products) != 3 or len({_form(part) for part in products}) != 1:
+    if len(products) != 3 or len({form(part.node, part.constants) for part in products}) != 1:
         return False
     first = products[0].node
     tape = Tape(graph, f"{first.name}/packed")
-    joined = [_join(graph, products, index) for index in (_DATA, _SCALE, _ZERO_POINT)]
+    joined = [
+        join(graph, values) for values in zip(*(part.constants for part in products), strict=True)
+    ]
     attributes = {name: attr.value for name, attr in first.attributes.items()}
     attributes["N"] = sum(part.width for part in products)
     bias = _joined_bias(products)
@@ -104,56 +117,17 @@ def _product(value: ir.Value | None) -> _Product | None:
         node = None if product is None or not has_one_use(product) else product.producer()
     if node is None or (node.domain, node.op_type) != (_MICROSOFT, "MatMulNBits"):
         return None
-    found = _Product(node, add, bias if add is not None else _at(node, _BIAS))
-    weights = [found.input(index) for index in (_DATA, _SCALE, _ZERO_POINT)]
-    if found.input(_GROUP_INDEX) is not None or (add is not None and found.input(_BIAS)):
+    found = _Product(node, add, bias if add is not None else input_at(node, BIAS))
+    if input_at(node, GROUP_INDEX) is not None or (add is not None and input_at(node, BIAS)):
         return None
-    if not all(item is None or _is_constant(item) for item in (*weights, found.bias)):
+    if not all(item is None or _is_constant(item) for item in (*found.constants, found.bias)):
         return None
-    bias_fits = found.bias is None or tuple(_tensor(found.bias).shape) == (found.width,)
+    bias_fits = found.bias is None or tuple(tensor(found.bias).shape) == (found.width,)
     return found if bias_fits else None
-
-
-def _at(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def _is_constant(value: ir.Value) -> bool:
     return value.is_initializer() and not value.is_graph_input() and value.const_value is not None
-
-
-def _tensor(value: ir.Value) -> ir.TensorProtocol:
-    assert value.const_value is not None, "asked for constants only"
-    return value.const_value
-
-
-def _form(part: _Product) -> tuple[Any, ...]:
-    """What must be the same for columns to stand in one product."""
-    attributes = {name: attr.value for name, attr in part.node.attributes.items() if name != "N"}
-    ranks = [
-        None if value is None else (_tensor(value).dtype, len(_tensor(value).shape))
-        for value in map(part.input, (_DATA, _SCALE, _ZERO_POINT))
-    ]
-    return part.node.inputs[0], *sorted(attributes.items()), *ranks
-
-
-def _join(graph: ir.Graph, parts: list[_Product], index: int) -> ir.Value | None:
-    """The constants of all parts, one behind the other, joined when they are read."""
-    values = [part.input(index) for part in parts]
-    tensors = [_tensor(value) for value in values if value is not None]
-    if not tensors:
-        return None
-    dtype, rest = tensors[0].dtype, tensors[0].shape.numpy()[1:]
-    rows = sum(tensor.shape.numpy()[0] for tensor in tensors)
-    joined = ir.LazyTensor(
-        lambda: ir.Tensor(np.concatenate([tensor.numpy() for tensor in tensors]), dtype=dtype),
-        dtype,
-        ir.Shape([rows, *rest]),
-    )
-    assert values[0] is not None, "all parts have the same inputs"
-    value = add_initializer(graph, f"{values[0].name}/packed", joined)
-    joined.name = value.name
-    return value
 
 
 def _wider(value: ir.Value, width: int) -> ir.Shape | None:
@@ -165,7 +139,7 @@ def _joined_bias(parts: list[_Product]) -> npt.NDArray[np.float32] | None:
         return None
     return np.concatenate(
         [
-            np.zeros(part.width, np.float32) if part.bias is None else _tensor(part.bias).numpy()
+            np.zeros(part.width, np.float32) if part.bias is None else tensor(part.bias).numpy()
             for part in parts
         ]
     )

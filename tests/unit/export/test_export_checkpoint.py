@@ -25,7 +25,14 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 HALF = 2.0**-11  # relative rounding of float16
-SINGLES = ("self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")  # no other layer in their kernel
+SINGLES = ("self_attn.o_proj", "mlp.down_proj")  # no other layer in their kernel
+SHARING = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+)
 
 
 def compiled(
@@ -92,6 +99,27 @@ def test_gptq_round_trip_keeps_integers(
     done = export_checkpoint(artifact, base / "float", base / "out")
     assert done.layers == 14
     check_layers(artifact, base / "out", form)
+
+
+@pytest.mark.parametrize("prefill", [None, "int8"])
+def test_layers_that_share_a_kernel_leave_with_their_own_columns(
+    prefill: str | None, tmp_path: pathlib.Path
+) -> None:
+    decoder("llama").save_pretrained(tmp_path / "float")
+    weights = {"bits": 4, "group_size": 32, "symmetric": False}
+    recipe = Recipe.of("weight-int4").changed(
+        weights=weights, prefill=prefill, verify={"enabled": False}
+    )
+    artifact = qcompile(tmp_path / "float", target="cpu-vnni", recipe=recipe)
+    export_checkpoint(artifact, tmp_path / "float", tmp_path / "out")
+    read = open_model(tmp_path / "out").model
+    for part in (*SINGLES, *SHARING):
+        module = f"model.layers.1.{part}"
+        integers, _, scale = stored(read, module)
+        weight = decoder("llama").get_submodule(module).weight.detach().numpy().T
+        spread = scale.repeat(len(weight) // len(scale), axis=0)
+        steps = np.abs(integers * spread - weight) / spread
+        assert steps.mean() < 0.27, f"{module}: a quarter on average"
 
 
 def test_whole_columns_are_rounded_to_the_nearest_step(tmp_path: pathlib.Path) -> None:
