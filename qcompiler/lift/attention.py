@@ -14,6 +14,7 @@ from qcompiler.lift.operands import Table, torch_dtype
 __all__ = ["OPERATORS"]
 
 _SHORT = 512  # rows, to which the scores of all heads are held at once
+_PIECE = 128  # of them: shorter ones spare more of what is masked, longer ones are better products
 
 
 def attention(
@@ -43,36 +44,66 @@ def attention(
     if past_key is not None and past_value is not None:
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
     present, share = (k, v), q.shape[1] // k.shape[1]
-    if share > 1:
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
     past = past_key.shape[2] if past_key is not None else 0
-    if softcap or softmax_precision:
-        root = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-        scores = (q * root) @ (k * root).mT  # both sides, as ONNX defines it
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        bias = _bias(attn_mask, q, k, is_causal, past)
-        precision = torch_dtype(softmax_precision) if softmax_precision else scores.dtype
-        y = _softmax(scores, bias, precision).to(v.dtype) @ v
-    elif is_causal and attn_mask is None and not past and q.shape[2] == k.shape[2]:
+    plain = is_causal and attn_mask is None and not (softcap or softmax_precision)
+    if plain and not past and q.shape[2] == k.shape[2]:
         y = _causal(q, k, v, scale)
     else:
-        bias, empty = _freed(_bias(attn_mask, q, k, is_causal, past))
-        y = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
-        y = y if empty is None else y.masked_fill(empty, 0.0)
+        if share > 1:
+            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        bias = _bias(attn_mask, q, k, is_causal, past)
+        if softcap or softmax_precision:
+            y = _capped(q, k, v, bias, scale, softcap, softmax_precision)
+        else:
+            bias, empty = _freed(bias)
+            y = functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+            y = y if empty is None else y.masked_fill(empty, 0.0)
     y = y.transpose(1, 2).flatten(2) if packed else y
     return y if outputs == 1 else (y, *present)[:outputs]
 
 
+def _capped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float | None,
+    softcap: float,
+    precision: int | None,
+) -> Tensor:
+    """Attention whose scores are capped, or whose softmax has a type of its own."""
+    root = math.sqrt(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    scores = (q * root) @ (k * root).mT  # both sides, as ONNX defines it
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    dtype = torch_dtype(precision) if precision else scores.dtype
+    return _softmax(scores, bias, dtype).to(v.dtype) @ v
+
+
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Causal attention without a past; short ones by products, for which nothing is tiled."""
+    """Causal attention without a past; short ones by products, for which nothing is tiled.
+
+    Rows come in pieces, each with the keys up to its last row; the query heads that a key head
+    serves are rows of one product.
+    """
+    heads, share = k.shape[1], q.shape[1] // k.shape[1]
     if q.shape[2] > _SHORT or q.is_cuda:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    blocked = torch.full((q.shape[2], k.shape[2]), float("-inf"), dtype=q.dtype, device=q.device)
-    scores = torch.baddbmm(blocked.triu(1), (q * scale).flatten(0, 1), k.flatten(0, 1).mT)
-    shares = torch.softmax(scores, -1)
-    return (shares @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
+    rows = (q * scale).unflatten(1, (heads, share)).flatten(0, 1)
+    keys, values = k.flatten(0, 1), v.flatten(0, 1)
+    found = []
+    for start in range(0, max(q.shape[2], 1), _PIECE):
+        piece = rows[:, :, start : start + _PIECE]
+        count = piece.shape[2]
+        end = start + count
+        blocked = torch.full((count, end), float("-inf"), dtype=q.dtype, device=q.device)
+        bias = blocked.triu(1 + start).repeat(share, 1)
+        scores = torch.baddbmm(bias, piece.flatten(1, 2), keys[:, :end].mT)
+        y = torch.softmax(scores, -1) @ values[:, :end]
+        found.append(y.unflatten(1, (share, count)))
+    return torch.cat(found, 2).unflatten(0, (len(q), heads)).flatten(1, 2)
 
 
 def _heads(x: Tensor, count: int | None) -> Tensor:
