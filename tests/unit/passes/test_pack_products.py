@@ -10,41 +10,27 @@ import onnx_ir as ir
 import pytest
 
 from decoders import decoder, decoder_feed, tokens
+from packing import WEIGHTS, compiled_without, packed_by
 from qcompiler import qcompile
 from qcompiler.ir.walk import all_graphs
-from qcompiler.pipeline.contract import State
-from qcompiler.pipeline.registry import default_pipeline, pipeline_text
-from qcompiler.recipe import Recipe
 from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
-from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
 from qcompiler_passes.lower.add_prefill import PREFILL_SETTINGS
 from qcompiler_passes.lower.pack_products import PackProducts
 
 pytest.importorskip("torch")
 
-UNPACKED = pipeline_text([item for item in default_pipeline() if item.name != "pack-products"])
-WEIGHTS = {"bits": 4, "group_size": 16, "symmetric": True}
 PLAIN = SessionSettings("disable")
 
 
 def compiled(name: str, **changes: Any) -> ir.Model:
-    recipe = {
-        "base": "weight-int4",
-        "weights": WEIGHTS,
-        "pipeline": UNPACKED,
-        "verify": {"enabled": False},
-        **changes,
-    }
-    return qcompile(decoder(name), "cpu-amx", recipe).model
+    return compiled_without(("pack-products",), name, **changes)
 
 
 def pack(model: ir.Model, form: Form = Form.ORT) -> ir.Model:
-    packed = model.clone()
-    PackProducts().run(packed, State(load_target("cpu-amx"), Recipe(), form))
-    return packed
+    return packed_by(PackProducts(), model, form)
 
 
 def operators(model: ir.Model) -> Counter[str]:

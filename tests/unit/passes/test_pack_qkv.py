@@ -9,41 +9,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from decoders import decoder
-from qcompiler import qcompile
-from qcompiler.pipeline.contract import State
-from qcompiler.pipeline.registry import default_pipeline, pipeline_text
-from qcompiler.recipe import Recipe
+from packing import WEIGHTS, compiled_without, packed_by
 from qcompiler.runtime.inputs import generate_feed
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
-from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
 from qcompiler_passes.lower.pack_qkv import PackQkv
 
 pytest.importorskip("torch")
 
-UNPACKED = pipeline_text(
-    [item for item in default_pipeline() if item.name not in ("pack-qkv", "pack-products")]
-)
-WEIGHTS = {"bits": 4, "group_size": 16, "symmetric": True}
-
 
 def compiled(name: str, **changes: Any) -> ir.Model:
-    recipe = {
-        "base": "weight-int4",
-        "weights": WEIGHTS,
-        "pipeline": UNPACKED,
-        "verify": {"enabled": False},
-        **changes,
-    }
-    return qcompile(decoder(name), "cpu-amx", recipe).model
+    return compiled_without(("pack-qkv", "pack-products"), name, **changes)
 
 
 def pack(model: ir.Model, form: Form = Form.ORT) -> ir.Model:
-    packed = model.clone()
-    PackQkv().run(packed, State(load_target("cpu-amx"), Recipe(), form))
-    return packed
+    return packed_by(PackQkv(), model, form)
 
 
 def operators(model: ir.Model) -> Counter[str]:
