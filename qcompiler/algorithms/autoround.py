@@ -22,6 +22,7 @@ from qcompiler.algorithms.block_data import BlockData, Errors, Sample
 from qcompiler.algorithms.rounded_weight import RoundedWeight
 from qcompiler.lift.lifted import Lifted
 from qcompiler.numerics.qtensor import QTensor
+from qcompiler.runtime.memory import reused_memory
 from qcompiler.schemes import QSpec
 
 __all__ = ["AutoRoundOptions", "AutoRoundResult", "autoround"]
@@ -115,11 +116,12 @@ def autoround(
     if half:
         for module in rounded.values():
             module.store_as(torch.bfloat16)
-    start = data.all_errors(options.batch_size)
     nearest = {value: module.to_qtensor() for value, module in rounded.items()}
-    steps = _train(data, start, list(rounded.values()), options, progress)
-    before = float(start.mean())
-    after = float(data.all_errors(options.batch_size).mean())
+    with reused_memory():
+        start = data.all_errors(options.batch_size)
+        steps = _train(data, start, list(rounded.values()), options, progress)
+        before = float(start.mean())
+        after = float(data.all_errors(options.batch_size).mean())
     if not after < before:
         return AutoRoundResult(nearest, before, before, steps, half)
     tensors = {value: module.to_qtensor() for value, module in rounded.items()}

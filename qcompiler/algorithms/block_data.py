@@ -141,20 +141,20 @@ class BlockData:
             squares = (got.float() - wanted).square()
             rows = self._rows(part)
             kept = None
-            if rows is not None and squares.shape[:2] == rows.shape:
+            if rows is not None and squares.shape[:2] == rows.shape and not rows.all():
                 kept = rows.to(self.device)
-                shown = kept.reshape(*kept.shape, *[1] * (squares.ndim - 2))
-                squares = torch.where(shown, squares, 0.0)
+                elements = kept.reshape(*kept.shape, *[1] * (squares.ndim - 2))
+                squares = torch.where(elements, squares, 0.0)
             if len(part) == 1:
                 sums[0] = sums[0] + squares.sum()
-                counts[0] += _count(squares, kept)
+                counts[0] += _count(squares.numel(), kept)
                 continue
             sizes = [len(target[position]) for target in targets]
-            for index, piece in enumerate(squares.split(sizes)):
-                start = sum(sizes[:index])
-                part_kept = None if kept is None else kept[start : start + sizes[index]]
-                sums[index] = sums[index] + piece.sum()
-                counts[index] += _count(piece, part_kept)
+            totals = squares.flatten(1).sum(1) if squares.ndim > 1 else squares
+            shown = [None] * len(part) if kept is None else kept.split(sizes)
+            for index, total in enumerate(totals.split(sizes)):
+                sums[index] = sums[index] + total.sum()
+                counts[index] += _count(sizes[index] * squares[0].numel(), shown[index])
         return list(zip(sums, counts, strict=True))
 
     def _rows(self, part: Collection[int]) -> Tensor | None:
@@ -212,6 +212,5 @@ def _shapes(sample: Sample) -> tuple[torch.Size, ...]:
     return tuple(item.shape for item in sample)
 
 
-def _count(squares: Tensor, kept: Tensor | None) -> int:
-    count: int = squares.numel()
+def _count(count: int, kept: Tensor | None) -> int:
     return count if kept is None else int(kept.sum()) * (count // max(kept.numel(), 1))

@@ -73,8 +73,8 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
             inverse = scale.reciprocal()
             value = self.value.view(self.groups.shape)
             for part in self._parts():
-                q = self._rounded(part, inverse, zero).clamp_(self.spec.qmin, self.spec.qmax)
-                value[part] = q.sub_(zero[part]).mul_(scale[part])
+                steps = _in_range(self._steps(part, inverse), zero[part], self.spec)
+                torch.mul(steps, scale[part], out=value[part])
 
     def descend(self, step: float, range_step: float) -> None:
         """Go against the sign of the gradient.
@@ -92,9 +92,13 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
             by_scale, by_zero = torch.zeros_like(scale), torch.zeros_like(scale)
             inverse, signed = scale.reciprocal(), scale.sign() * -step
             for part in self._parts():
-                raw = self._rounded(part, inverse, zero)
                 inside, by_scale[part], by_zero[part] = _slopes(
-                    grad[part].float(), self.groups[part], raw, scale[part], zero[part], self.spec
+                    grad[part].float(),
+                    self.groups[part],
+                    self._steps(part, inverse),
+                    scale[part],
+                    zero[part],
+                    self.spec,
                 )
                 self.shift[part].add_(inside.sign_().mul_(signed[part]))
         if range_step:
@@ -131,9 +135,11 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
         with torch.no_grad():
             scale, zero = self._scale_and_zero(self.low, self.high)
             inverse = scale.reciprocal()
-            q = torch.cat([self._rounded(part, inverse, zero) for part in self._parts()])
-            q = q.clamp_(self.spec.qmin, self.spec.qmax).view(self.value.shape)
-            spread = self._back(q).cpu()
+            parts = [
+                _in_range(self._steps(part, inverse), zero[part], self.spec).add_(zero[part])
+                for part in self._parts()
+            ]
+            spread = self._back(torch.cat(parts).view(self.value.shape)).cpu()
         element = np.int8 if self.spec.is_signed else np.uint8
         zeros = self._params(zero, spread.ndim).astype(np.int32)
         return QTensor(
@@ -146,10 +152,10 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]
     def _scale_and_zero(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return scale_and_zero(self.lo * low, self.hi * high, self.spec)
 
-    def _rounded(self, part: slice, inverse: Tensor, zero: Tensor) -> Tensor:
-        """Integers before they are brought into range."""
+    def _steps(self, part: slice, inverse: Tensor) -> Tensor:
+        """Integers less the zero point, before they are brought into range."""
         steps = torch.mul(self.groups[part], inverse[part])
-        return steps.add_(self.shift[part]).round_().add_(zero[part])
+        return steps.add_(self.shift[part]).round_()
 
     def _parts(self) -> Iterator[slice]:
         rows, size = self.groups.shape
@@ -214,36 +220,43 @@ class _Round(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, groups: Tensor, scale: Tensor, zero: Tensor, spec: QSpec) -> Tensor:
         ctx.spec = spec
         ctx.save_for_backward(groups, scale, zero)
-        q = (groups * scale.reciprocal()).round_().add_(zero).clamp_(spec.qmin, spec.qmax)
-        return q.sub_(zero).mul_(scale)
+        steps = (groups * scale.reciprocal()).round_()
+        return _in_range(steps, zero, spec).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         groups, scale, zero = ctx.saved_tensors
-        raw = (groups * scale.reciprocal()).round_().add_(zero)
-        return (*_slopes(grad, groups, raw, scale, zero, ctx.spec), None)
+        steps = (groups * scale.reciprocal()).round_()
+        return (*_slopes(grad, groups, steps, scale, zero, ctx.spec), None)
+
+
+def _in_range(steps: Tensor, zero: Tensor, spec: QSpec) -> Tensor:
+    """Clamp ``q - z``; where all zero points are one number, in a single sweep."""
+    if spec.symmetric:
+        return steps.clamp(spec.qmin - spec.middle, spec.qmax - spec.middle)
+    return (steps + zero).clamp_(spec.qmin, spec.qmax).sub_(zero)
 
 
 def _slopes(
-    g: Tensor, groups: Tensor, raw: Tensor, scale: Tensor, zero: Tensor, spec: QSpec
+    g: Tensor, groups: Tensor, steps: Tensor, scale: Tensor, zero: Tensor, spec: QSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of groups, scales and zero points, as :class:`RoundedWeight` says.
 
     Args:
         g: Gradient of the result, ``[..., group_size]``.
         groups: What was rounded.
-        raw: Integers before they were brought into range.
+        steps: ``q - z`` before it was brought into range; overwritten.
         scale: ``[..., 1]``.
         zero: ``[..., 1]``.
         spec: The range.
     """
-    q = raw.clamp(spec.qmin, spec.qmax)
-    inside = raw.eq_(q).mul_(g)
-    by_scale = q.sub_(zero).mul_(g).sum(-1, keepdim=True)
-    by_scale -= torch.mul(groups, inside, out=q).sum(-1, keepdim=True) / scale
+    within = _in_range(steps, zero, spec)
+    inside = steps.eq_(within).mul_(g)
+    by_scale = within.mul_(g).sum(-1, keepdim=True)
+    by_scale -= torch.mul(groups, inside, out=within).sum(-1, keepdim=True) / scale
     if spec.symmetric:  # the zero point is a constant
         return inside, by_scale, torch.zeros_like(by_scale)
-    by_zero = torch.sub(inside, g, out=q).sum(-1, keepdim=True) * scale
+    by_zero = torch.sub(inside, g, out=within).sum(-1, keepdim=True) * scale
     return inside, by_scale, by_zero
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qcompiler.algorithms.block_data import BlockData, Errors, Sample
 from qcompiler.algorithms.rounded_weight import RoundedWeight, extrema, in_groups, round_in_groups
 from qcompiler.lift.lifted import Lifted
+from qcompiler.runtime.memory import reused_memory
 from qcompiler.schemes import QSpec
 
 __all__ = ["TeqGroup", "TeqOptions", "TeqResult", "teq"]
@@ -110,10 +111,11 @@ def teq(
         block.put_behind(value, RoundedWeight(block.constant(value), specs[value]))
     data = BlockData(block, inputs, targets, keep)
     data.allow_half_precision()
-    start = data.all_errors(options.batch_size)
-    _train(data, start, logs, options, progress)
-    before = float(start.mean())
-    after = float(data.all_errors(options.batch_size).mean())
+    with reused_memory():
+        start = data.all_errors(options.batch_size)
+        _train(data, start, logs, options, progress)
+        before = float(start.mean())
+        after = float(data.all_errors(options.batch_size).mean())
     if after < before:
         return TeqResult([log.factors() for log in logs], before, after)
     return TeqResult([np.ones(len(log)) for log in logs], before, before)

@@ -23,6 +23,7 @@ from qcompiler.distillation.scaled_integers import ScaledIntegers
 from qcompiler.distillation.student import Student
 from qcompiler.numerics.qtensor import QTensor
 from qcompiler.pipeline.contract import Feed
+from qcompiler.runtime.memory import reused_memory
 from qcompiler.stages.cut import Site
 from qcompiler.stages.store import ArrayStore
 from qcompiler.stages.walk import MEMORY
@@ -113,7 +114,8 @@ def distill_scales(
         student.open(model, tensors, weights, feeds, mask)
         if not student.modules:
             return Distilled({}, 0.0, 0.0, 0, 0, student.unreached)
-        return _learn(student, options, store, progress)
+        with reused_memory():
+            return _learn(student, options, store, progress)
 
 
 def _learn(
