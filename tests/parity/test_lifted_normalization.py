@@ -15,6 +15,7 @@ from onnx import helper
 
 from lifted_case import ATOL, EXAMPLES, RTOL, Case, agree, torch, with_fixed
 from qcompiler.lift import lift
+from qcompiler.lift.normalization import rms_norm
 
 
 @given(st.data())
@@ -49,6 +50,19 @@ def test_rms_norm(data: st.DataObject) -> None:
     axis = case.axis(shape)
     inner = shape[axis % len(shape) :]
     agree(case, "RMSNormalization", [case.floats(*shape), case.floats(*inner)], {"axis": axis})
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_rms_norm_has_the_gradient_of_its_formula(axis: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    scale = torch.randn(x.shape[axis:], dtype=torch.float64, requires_grad=True)
+
+    def norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        double = int(ir.DataType.DOUBLE)
+        return rms_norm(x, scale, axis=axis, epsilon=0.1, stash_type=double)
+
+    assert torch.autograd.gradcheck(norm, (x, scale))
 
 
 @given(st.data())
