@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -102,7 +103,8 @@ class DistillScales(Pass):
             for node in layers[value]
         }
         if learned:
-            state.weights = {**state.weights, **learned}
+            # only read from; the others stay where they are kept
+            state.weights = ChainMap(learned, state.weights)  # type: ignore[arg-type]
         for value, why in found.unreached.items():
             behind = f": {why}" if why else ""
             for node in layers[value]:
