@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 
 from qcompiler.diagnostics import Code, QcError, nearest
-from qcompiler.recipe_keys import keep_said
+from qcompiler.recipe_keys import NAMES_ELSEWHERE, keep_said
 from qcompiler.recipe_options import (
     DATA_DRIVEN,
     ActivationName,
@@ -345,11 +345,12 @@ def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
     table = next((part for part in reversed(above) if part in _MODELS), "")
     models: dict[str, type[pydantic.BaseModel]] = {"": Recipe, **_MODELS}
     elsewhere = [name for name, model in models.items() if key in model.model_fields]
-    hint = (
-        f"{key!r} is a key of " + " or ".join(name or "the recipe itself" for name in elsewhere)
-        if elsewhere
-        else nearest(key, models[table].model_fields)
-    )
+    if elsewhere:
+        hint = f"{key!r} is a key of " + " or ".join(n or "the recipe itself" for n in elsewhere)
+    elif key in NAMES_ELSEWHERE:
+        hint = f"what other tools call {key!r} is {NAMES_ELSEWHERE[key]} here"
+    else:
+        hint = nearest(key, models[table].model_fields)
     return QcError(Code.RECIPE_KEY, where, f"unknown key {path!r}", hint)
 
 

@@ -7,7 +7,51 @@ from typing import Any
 
 import pydantic
 
-__all__ = ["keep_said", "said_keys"]
+__all__ = ["NAMES_ELSEWHERE", "keep_said", "said_keys"]
+
+# What auto-round, gptqmodel, AutoAWQ, hqq, Neural Compressor and ONNX Runtime call a key.
+NAMES_ELSEWHERE: Mapping[str, str] = {
+    "nsamples": "text.samples",
+    "n_samples": "text.samples",
+    "seqlen": "text.length",
+    "max_seq_len": "text.length",
+    "wbits": "weights.bits",
+    "w_bit": "weights.bits",
+    "nbits": "weights.bits",
+    "groupsize": "weights.group_size",
+    "q_group_size": "weights.group_size",
+    "sym": "weights.symmetric",
+    "use_sym": "weights.symmetric",
+    "use_double_quant": "weights.double_quant",
+    "dtype": "weights.format",
+    "bnb_4bit_quant_type": "weights.format",
+    "quant_lm_head": "rules",
+    "layer_config": "rules",
+    "op_type_dict": "rules",
+    "op_name_dict": "rules",
+    "nodes_to_exclude": "rules",
+    "use_mse_search": "rtn.search",
+    "use_full_range": "rtn.full_range",
+    "percdamp": "gptq.damp",
+    "damp_percent": "gptq.damp",
+    "blocksize": "gptq.block_size",
+    "desc_act": "gptq.act_order",
+    "hybrid_act_order": "gptq.act_order",
+    "actorder": "gptq.act_order",
+    "fp8_aware": "gptq.fp8_scales",
+    "use_auto_clip": "awq.clip",
+    "folding": "awq.insert",
+    "n_blocks": "autoround.nblocks",
+    "smooth_quant": "smoothing.alpha",
+    "alpha_step": "smoothing.grid",
+    "shared_criterion": "smoothing.criterion",
+    "calibrate_method": "calibration.method",
+    "calibration_sampling_size": "calibration.max_samples",
+    "quantization_format": "the argument form",
+    "use_layer_wise": "the argument work",
+    "low_gpu_mem_usage": "the argument work",
+    "dataset": "the argument calibration",
+}
 
 
 def keep_said(model: pydantic.BaseModel, given: Mapping[str, Any]) -> None:

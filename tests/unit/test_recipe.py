@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import inspect
 import pathlib
 
+import pydantic
 import pytest
 
+from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.recipe import RECIPES, Recipe
+from qcompiler.recipe_keys import NAMES_ELSEWHERE
 from qcompiler.targets.schema import Scheme
 
 
@@ -52,6 +56,25 @@ def test_a_key_in_the_wrong_table_is_answered_with_the_right_one(data: dict, hin
     with pytest.raises(QcError, match=hint) as error:
         Recipe.of(data)
     assert error.value.code is Code.RECIPE_KEY
+
+
+def test_a_key_of_another_tool_is_answered_with_ours() -> None:
+    with pytest.raises(QcError, match=r"other tools call 'nsamples' is text\.samples here"):
+        Recipe.of({"calibration": {"nsamples": 8}})
+
+
+@pytest.mark.parametrize("name", NAMES_ELSEWHERE)
+def test_names_of_other_tools_are_none_of_ours_and_lead_to_one(name: str) -> None:
+    ours = NAMES_ELSEWHERE[name]
+    if ours.startswith("the argument "):
+        assert ours.removeprefix("the argument ") in inspect.signature(qcompile).parameters
+        return
+    found: type[pydantic.BaseModel] = Recipe
+    *tables, key = ours.split(".")
+    for table in tables:
+        found = type(found.model_fields[table].default)
+    assert key in found.model_fields
+    assert name not in found.model_fields
 
 
 @pytest.mark.parametrize(
