@@ -73,8 +73,9 @@ def open_pretrained(model: Any, example_inputs: Any, source: str) -> Opened:
     """Export a ``PreTrainedModel`` with dynamic batch and sequence, and ONNX users' names.
 
     Inputs follow from the configuration: ``input_ids``, ``attention_mask`` and, when the model has
-    more than one token type, ``token_type_ids``; ``pixel_values`` of the image size; or
-    ``input_values``. Outputs are named as the model's output class names them.
+    more than one token type, ``token_type_ids``; ``pixel_values`` of the image size;
+    ``input_values``, samples or a spectrogram; or ``input_features`` of Whisper's encoder. Outputs
+    are named as the model's output class names them.
 
     Raises:
         QcError: QC707 for encoder-decoders, QC708 when the inputs cannot be worked out, QC705 when
@@ -112,12 +113,16 @@ def _axes(name: str, item: Any) -> dict[int, str] | None:
     if not isinstance(item, torch.Tensor):
         return None
     axes = _AXES.get(name, {0: "batch"})
+    if name == "input_values" and item.ndim > 2:  # a spectrogram: its frames have positions
+        axes = {0: "batch"}
     return {axis: word for axis, word in axes.items() if axis < item.ndim}
 
 
 def _example(model: Any, source: str) -> dict[str, torch.Tensor]:
     config = model.config
-    if getattr(config, "is_encoder_decoder", False):
+    accepted = inspect.signature(model.forward).parameters
+    both = getattr(config, "is_encoder_decoder", False)  # also what a part of such a model has
+    if both and "decoder_input_ids" in accepted:
         raise QcError(
             Code.UNSUPPORTED_INPUT,
             source,
@@ -126,23 +131,24 @@ def _example(model: Any, source: str) -> dict[str, torch.Tensor]:
             f"give example_inputs ({model.main_input_name} and decoder_input_ids) to export it as "
             "one graph without a cache, or compile a part, as model.get_encoder()",
         )
-    accepted = inspect.signature(model.forward).parameters
+    if both and "encoder_hidden_states" in accepted and getattr(model, "is_decoder", True):
+        raise _needs_inputs(model, source, "a decoder reads encoder_hidden_states besides its text")
     made: dict[str, torch.Tensor] = {}
     if "pixel_values" in accepted:
         made["pixel_values"] = _pixels(config)
     if "input_ids" in accepted:
         made.update(_tokens(config, accepted))
-    if not made and "input_values" in accepted:
-        generator = torch.Generator().manual_seed(0)
-        made["input_values"] = torch.randn(_BATCH, _SAMPLES, generator=generator)
     if not made:
-        raise QcError(
-            Code.NEEDS_EXAMPLE_INPUTS,
-            source,
-            f"no inputs are known for a model whose main input is {model.main_input_name!r}",
-            f"pass example_inputs for forward{inspect.signature(model.forward)}",
-        )
+        made.update(_sound(config, accepted))
+    if not made:
+        found = f"no inputs are known for a model whose main input is {model.main_input_name!r}"
+        raise _needs_inputs(model, source, found)
     return made
+
+
+def _needs_inputs(model: Any, source: str, found: str) -> QcError:
+    hint = f"pass example_inputs for forward{inspect.signature(model.forward)}"
+    return QcError(Code.NEEDS_EXAMPLE_INPUTS, source, found, hint)
 
 
 def _tokens(config: Any, accepted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -168,6 +174,21 @@ def _pixels(config: Any) -> torch.Tensor:
     channels = getattr(vision, "num_channels", None) or _CHANNELS
     generator = torch.Generator().manual_seed(0)
     return torch.randn(_BATCH, channels, height, width, generator=generator)
+
+
+def _sound(config: Any, accepted: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Samples, or the spectrogram that the configuration describes."""
+    bands, frames, positions = (
+        getattr(config, key, None) for key in ("num_mel_bins", "max_length", "max_source_positions")
+    )
+    generator = torch.Generator().manual_seed(0)
+    if "input_values" in accepted:
+        shape = (frames, bands) if bands and frames else (_SAMPLES,)
+        return {"input_values": torch.randn(_BATCH, *shape, generator=generator)}
+    if "input_features" in accepted and bands and positions:  # Whisper's encoder by itself
+        shape = (bands, 2 * positions)
+        return {"input_features": torch.randn(_BATCH, *shape, generator=generator)}
+    return {}
 
 
 def _part(config: Any, name: str) -> Any:

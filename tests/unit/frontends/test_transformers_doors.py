@@ -39,6 +39,26 @@ def vit() -> Any:
     return transformers.ViTForImageClassification(config)
 
 
+def whisper() -> Any:
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sound = {"num_mel_bins": 4, "max_source_positions": 6}
+    tokens = {f"{word}_token_id": 0 for word in ("pad", "bos", "eos")}
+    config = transformers.WhisperConfig(
+        vocab_size=50, d_model=16, **sizes, **heads, **sound, **tokens, decoder_start_token_id=1
+    )
+    return transformers.WhisperModel(config)
+
+
+def t5() -> Any:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    return transformers.T5Model(config)
+
+
 def agrees(model: Any, opened: Any, **dims: int) -> None:
     for feed in (opened.example, generate_feed(opened.model, dims=dims)):
         ours = run(open_session(opened.model), feed)
@@ -101,9 +121,42 @@ def test_a_folder_of_an_unknown_class_is_refused(tmp_path: pathlib.Path) -> None
 
 
 def test_an_encoder_decoder_is_refused_with_the_way_to_do_it() -> None:
-    config = transformers.T5Config(
-        vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
     with pytest.raises(QcError) as caught:
-        open_model(transformers.T5Model(config))
+        open_model(t5())
     assert "get_encoder" in caught.value.diagnostic.hint
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (whisper, ["input_features: float32[batch, 4, 12]"]),
+        (
+            t5,
+            ["input_ids: int64[batch, sequence]", "attention_mask: int64[batch, sequence]"],
+        ),
+    ],
+)
+def test_the_encoder_of_an_encoder_decoder_needs_no_examples(make: Any, inputs: list[str]) -> None:
+    encoder = make().get_encoder()
+    opened = open_model(encoder)
+    assert [str(spec) for spec in input_specs(opened.model)] == inputs
+    agrees(encoder, opened, batch=3)
+
+
+def test_its_decoder_does() -> None:
+    with pytest.raises(QcError, match="reads encoder_hidden_states") as caught:
+        open_model(whisper().get_decoder())
+    assert caught.value.code is Code.NEEDS_EXAMPLE_INPUTS
+
+
+def test_a_spectrogram_has_the_size_of_the_configuration() -> None:
+    torch.manual_seed(0)
+    config = transformers.ASTConfig(
+        **_SIZES, num_mel_bins=16, max_length=32, patch_size=8, frequency_stride=8, time_stride=8
+    )
+    model = transformers.ASTModel(config)
+    opened = open_model(model)
+    assert [str(spec) for spec in input_specs(opened.model)] == [
+        "input_values: float32[batch, 32, 16]"
+    ]
+    agrees(model, opened, batch=3)
