@@ -44,6 +44,16 @@ _YARN = {
     "original_max_position_embeddings": 16,
 }
 
+_HALF_TURNED = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+    }
+}
+
+_TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}  # of 32
+
 # Class name and what its configuration says.
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**_SIZES}),
@@ -57,18 +67,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {**_SIZES}),
     "qwen3": ("Qwen3", {**_SIZES, "head_dim": 16}),
     "phi3": ("Phi3", {**_SIZES}),
-    "phi3-partial": (
-        "Phi3",
-        {
-            **_SIZES,
-            "head_dim": 32,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 0.5,
-            },
-        },
-    ),
+    "phi3-partial": ("Phi3", {**_SIZES, "head_dim": 32, **_HALF_TURNED}),
     "gemma": ("Gemma", {**_SIZES, "head_dim": 16}),
     "gemma2": (
         "Gemma2",
@@ -93,6 +92,21 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 1.5,
         },
     ),
+    "granite": (
+        "Granite",
+        {
+            **_SIZES,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "olmo2": ("Olmo2", {**_SIZES}),
+    "phi": ("Phi", {**_SIZES, **_TWO_HEADS, **_HALF_TURNED}),
+    "smollm3": ("SmolLM3", {**_SIZES, "no_rope_layers": [1, 0]}),
+    "stablelm": ("StableLm", {**_SIZES, "use_qkv_bias": True, **_TWO_HEADS, **_HALF_TURNED}),
+    "starcoder2": ("Starcoder2", {**_SIZES, "sliding_window": 5}),
     "gpt2": ("GPT2", {**_GPT2}),
     "gpt2-unscaled": ("GPT2", {**_GPT2, "scale_attn_weights": False}),
 }

@@ -20,6 +20,7 @@ from qcompiler.frontends import open_model
 from qcompiler.frontends.config_file import read_table
 from qcompiler.frontends.decoder import checkpoint as weights_of
 from qcompiler.frontends.decoder.families import FAMILIES
+from qcompiler.frontends.decoder.layers import PARTS
 from qcompiler.ir.lazy import Stored
 
 __all__ = ["FORMATS", "Exported", "Format", "export_checkpoint"]
@@ -90,6 +91,7 @@ def export_checkpoint(
     matched = match(artifact, opened.model, family.top, str(source))
     for layer in matched.layers.values():
         check_layer(layer, format)
+    held = _held_by_weights(artifact, said)
     writer = WRITERS[format](matched)
     weights = weights_of.with_base(weights_of.from_folder(source), family)
     entries = list(_entries(weights, matched, writer))
@@ -102,7 +104,8 @@ def export_checkpoint(
         staging.chmod(0o755)
         write_shards(staging, entries)
         settings = writer.settings()
-        _write_json(staging / "config.json", {**said, "quantization_config": settings})
+        config = {**said, **held, "quantization_config": settings}
+        _write_json(staging / "config.json", config)
         if format == "gptq":  # where loaders older than quantization_config look
             _write_json(staging / "quantize_config.json", settings)
         for path in sorted(source.iterdir()):
@@ -117,6 +120,22 @@ def export_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
     told = tuple(_differences(matched, writer, format))
     return Exported(final, len(matched.layers), matched.floats, told)
+
+
+def _held_by_weights(artifact: Artifact, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Switches of the configuration that the artifact's weights hold, without effect (Granite)."""
+    if said.get("residual_multiplier", 1.0) == 1.0:
+        return {}
+    ends = tuple(f".{part}.scale" for part in PARTS)
+    apart = sum(name.endswith(ends) for name in artifact.model.graph.initializers)
+    if apart not in (0, len(PARTS) * said["num_hidden_layers"]):
+        raise QcError(
+            Code.NOT_EXPORTABLE,
+            "residual_multiplier",
+            f"{apart} layers have it beside their weights and others in them, wanted one of both",
+            "compile with the default pipeline",
+        )
+    return {} if apart else {"residual_multiplier": 1.0}
 
 
 def _entries(weights: Mapping[str, Stored], matched: Matched, writer: Writer) -> Iterator[Entry]:

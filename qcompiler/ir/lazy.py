@@ -32,19 +32,21 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A stored array as a graph wants it: a part of it, perhaps transposed, plus an offset.
+    """A stored array as a graph wants it: a part of it, perhaps transposed, shifted and scaled.
 
     Attributes:
         stored: Where the numbers are.
         span: ``(axis, begin, end)`` of the part that is meant; None is all.
         transposed: Rows and columns swapped.
         offset: Added to every element; norms of Gemma are stored as their difference from one.
+        factor: What every element is multiplied by then.
     """
 
     stored: Stored
     span: tuple[int, int, int] | None = None
     transposed: bool = False
     offset: float = 0.0
+    factor: float = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,6 +66,8 @@ class View:
         array = array.astype(np.float32, copy=False)
         if self.offset:
             array = array + np.float32(self.offset)
+        if self.factor != 1.0:
+            array = array * np.float32(self.factor)
         return array.T if self.transposed else array
 
     def __call__(self) -> ir.TensorProtocol:
@@ -98,6 +102,6 @@ def tied(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> bool
         a is not None
         and b is not None
         and a.stored is b.stored
-        and (a.span, a.offset) == (b.span, b.offset)
+        and (a.span, a.offset, a.factor) == (b.span, b.offset, b.factor)
         and math.prod(a.shape) > 0
     )

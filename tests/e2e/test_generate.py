@@ -52,6 +52,9 @@ def greedy(artifact: Artifact, ids: list[int], count: int) -> list[int]:
         ("qwen3", "weight-int8", False),
         ("gemma2", "float", True),
         ("gpt2", "weight-int4", False),
+        ("phi", "weight-int4", True),
+        ("granite", "weight-int4", True),
+        ("smollm3", "weight-int8", False),
     ],
 )
 def test_genai_makes_the_tokens_of_the_artifacts_own_session(

@@ -9,7 +9,6 @@ number of ones in a row of the mask says how many positions of that text are rea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -59,7 +58,9 @@ class _Builder(Layers):
             inputs += pasts
             outputs += presents
             x = self._layer(x, index, pasts, presents, lengths)
-        logits = self._head(self._norm(x, top["norm"], sizes.width))
+        # in the norm, since a tied head is the embedding as it is
+        x = self._norm(x, top["norm"], sizes.width, factor=1.0 / sizes.logit_divisor)
+        logits = self._head(x)
         refuse_unused((*self.weights, *self.quantized), self.used, self.source)
         return self.emit.graph(inputs, [logits, *outputs], "decoder")
 
@@ -107,8 +108,8 @@ class _Builder(Layers):
         table = self._constant(View(self._stored(where, (sizes.vocabulary, sizes.width))), name)
         shape = (*TOKENS, sizes.width)
         x = emit.op("Gather", [table, ids], f"{module}/Gather", shape, module=module)
-        if self.family.scaled_embedding:
-            factor = emit.constant(f"{module}.scale", np.array(math.sqrt(sizes.width), np.float32))
+        if sizes.embedding_factor != 1.0:
+            factor = emit.constant(f"{module}.scale", np.array(sizes.embedding_factor, np.float32))
             x = emit.op("Mul", [x, factor], f"{module}/Mul", shape, module=module)
         if "positions" in self.family.top:
             x = emit.op("Add", [x, self._positions(ids, lengths)], "positions/Add", shape)
@@ -171,19 +172,36 @@ class _Builder(Layers):
                 where = table
             stored = self._stored(where, (sizes.vocabulary, sizes.width))
             weight = self._constant(View(stored, transposed=True), name)
-        cap = sizes.logit_softcap
-        output = "" if cap else "logits"
+        steps = self._behind_head(module)
         logits = emit.op(
-            "MatMul", [x, weight], f"{module}/MatMul", shape, module=module, output=output
+            "MatMul",
+            [x, weight],
+            f"{module}/MatMul",
+            shape,
+            module=module,
+            output="" if steps else "logits",
         )
-        if not cap:
-            return logits
-        factor = emit.constant("logit_softcap", np.array(cap, np.float32))
-        small = emit.op("Div", [logits, factor], f"{module}/Div", shape, module=module)
-        squashed = emit.op("Tanh", [small], f"{module}/Tanh", shape, module=module)
-        return emit.op(
-            "Mul", [squashed, factor], f"{module}/Mul", shape, module=module, output="logits"
-        )
+        for index, (op_type, operand) in enumerate(steps, 1):
+            logits = emit.op(
+                op_type,
+                [logits] if operand is None else [logits, operand],
+                f"{module}/{op_type}",
+                shape,
+                module=module,
+                output="logits" if index == len(steps) else "",
+            )
+        return logits
+
+    def _behind_head(self, module: str) -> list[tuple[str, ir.Value | None]]:
+        """What is done to the product: operators, each with its other operand."""
+        sizes, steps = self.geometry, list[tuple[str, ir.Value | None]]()
+        if f"{module}.bias" in self.weights:
+            stored = self._stored(f"{module}.bias", (sizes.vocabulary,))
+            steps.append(("Add", self._constant(View(stored), f"{module}.bias")))
+        if sizes.logit_softcap:
+            cap = self.emit.constant("logit_softcap", np.array(sizes.logit_softcap, np.float32))
+            steps += [("Div", cap), ("Tanh", None), ("Mul", cap)]
+        return steps
 
     def _is_copy(self, head: str, table: str) -> bool:
         """Whether a tied head may be left out: transformers goes by the file where both differ."""

@@ -1,7 +1,8 @@
 """What distinguishes the families of decoders, as data.
 
 A role that a family's table lacks is absent from its graph: no ``gate`` is a plain MLP, no
-``positions`` leaves the order to rotary embedding, and so on.
+``positions`` leaves the order to rotary embedding, no ``before_mlp`` lets it read its input as it
+is, and so on.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ class Family:
         layers: Module path of a layer, with ``{}`` for its index.
         modules: Module path inside a layer by role: ``q``, ``k``, ``v``, ``o``; ``gate``, ``up``,
             ``down``; norms ``before_attention``, ``after_attention`` (on what is added),
-            ``before_mlp``, ``after_mlp``, ``q_norm``, ``k_norm`` (on each head). Roles of one
-            module share its weight, in the order of the table, along the outputs.
+            ``before_mlp``, ``after_mlp``, ``q_norm``, ``k_norm``. Roles of one module share its
+            weight, in the order of the table, along the outputs.
+        parallel: The MLP reads what attention reads, not what attention has added to.
         norm: ``rms`` or ``layer``.
+        head_norm: Whether ``q_norm`` and ``k_norm`` are on ``each`` head, or on ``all`` as one row.
         norm_offset: What the stored weight of a norm lacks.
         scaled_embedding: Embeddings are multiplied by the square root of their width.
         stored: Whether weights of linear layers are stored ``[out, in]`` or ``[in, out]``.
@@ -37,7 +40,9 @@ class Family:
     top: Mapping[str, str]
     layers: str
     modules: Mapping[str, str]
+    parallel: bool = False
     norm: Literal["rms", "layer"] = "rms"
+    head_norm: Literal["each", "all"] = "each"
     norm_offset: float = 0.0
     scaled_embedding: bool = False
     stored: Literal["out-in", "in-out"] = "out-in"
@@ -77,6 +82,23 @@ _GPT2 = {
     "v": "attn.c_attn",
     "o": "attn.c_proj",
     "before_mlp": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
+}
+_PHI = {
+    "before_attention": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.dense",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+_OLMO2 = {role: path for role, path in _LLAMA.items() if not role.startswith("before_")} | {
+    "after_attention": "post_attention_layernorm",
+    "after_mlp": "post_feedforward_layernorm",
+}
+_STARCODER2 = {role: path for role, path in _LLAMA.items() if role != "gate"} | {
     "up": "mlp.c_fc",
     "down": "mlp.c_proj",
 }
@@ -129,4 +151,31 @@ FAMILIES: Mapping[str, Family] = {
         stored="in-out",
         switches=frozenset({"scale_attn_weights"}),
     ),
+    "granite": dataclasses.replace(
+        _PLAIN,
+        switches=frozenset(
+            {
+                "embedding_multiplier",
+                "attention_multiplier",
+                "residual_multiplier",
+                "logits_scaling",
+            }
+        ),
+    ),
+    "olmo2": dataclasses.replace(_PLAIN, modules=_OLMO2 | _HEAD_NORMS, head_norm="all"),
+    "phi": Family(
+        _TOP | {"norm": "model.final_layernorm"},
+        _LAYERS,
+        _PHI,
+        parallel=True,
+        norm="layer",
+        switches=frozenset({"partial_rotary_factor", "qk_layernorm"}),
+    ),
+    "smollm3": dataclasses.replace(_WINDOWED, switches=_WINDOWED.switches | {"no_rope_layers"}),
+    "stablelm": dataclasses.replace(
+        _PLAIN,
+        norm="layer",
+        switches=frozenset({"partial_rotary_factor", "qk_layernorm", "use_parallel_residual"}),
+    ),
+    "starcoder2": dataclasses.replace(_WINDOWED, modules=_STARCODER2, norm="layer"),
 }

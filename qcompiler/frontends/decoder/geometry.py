@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
 _HEAD_MULTIPLE = 16  # of GroupQueryAttention with rotary embedding; it checks that when it runs
 # Frequencies that do not depend on the length of the text.
 _ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
 _LONGEST = 1 << 24  # positions; tables of rotary embeddings are as long
 _SIZES = (
     "num_hidden_layers",
@@ -50,6 +52,11 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("scale_attn_by_inverse_layer_idx", bool, "attention scaled by the layer's index"),
     ("use_bidirectional_attention", bool, "attention in both directions"),
 )
+# The same, of families that read them.
+_UNSUPPORTED_SWITCHES = {
+    "qk_layernorm": "norms on queries and keys",
+    "use_parallel_residual": "an MLP beside attention",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +94,9 @@ class Geometry:
         epsilon: Of the norms.
         activation: Of the MLP.
         tied: Whether the head is the embedding, transposed.
+        embedding_factor: What embeddings are multiplied by.
+        residual_factor: What attention and MLP give is multiplied by it before it is added.
+        logit_divisor: What logits are divided by.
         scale: What scores of attention are multiplied by; None is ``head_width ** -0.5``.
         softcap: Scores become ``softcap * tanh(scores / softcap)``; 0 is off.
         logit_softcap: The same for logits.
@@ -106,6 +116,9 @@ class Geometry:
     epsilon: float
     activation: Activation
     tied: bool
+    embedding_factor: float
+    residual_factor: float
+    logit_divisor: float
     scale: float | None
     softcap: float
     logit_softcap: float
@@ -133,6 +146,9 @@ class Geometry:
         def switch(name: str) -> Any:
             return getattr(config, name, None) if name in family.switches else None
 
+        for name, what in _UNSUPPORTED_SWITCHES.items():
+            if switch(name):
+                raise unsupported(source, f"{what} ({name})")
         rotary = "positions" not in family.top
         heads, width, layers = (
             config.num_attention_heads,
@@ -153,7 +169,9 @@ class Geometry:
             raise unsupported(source, f"layers of the kind {strange[0]!r}")
         window = switch("sliding_window")
         scalar = 1 if switch("scale_attn_weights") is False else switch("query_pre_attn_scalar")
+        scale = switch("attention_multiplier") or (scalar**-0.5 if scalar else None)
         partial = "partial_rotary_factor" in family.switches
+        turned = switch("no_rope_layers") or [True] * layers
         ropes = {
             kind: _rotary(config, kind, source, partial=partial) if rotary else None
             for kind in set(kinds)
@@ -167,14 +185,23 @@ class Geometry:
             head_width=head_width,
             vocabulary=config.vocab_size,
             positions=config.max_position_embeddings,
-            epsilon=_first(config, "rms_norm_eps", "layer_norm_epsilon"),
+            epsilon=_first(config, *_EPSILONS),
             activation=ACTIVATION_NAMES[asked],
             tied=bool(getattr(config, "tie_word_embeddings", False)),
-            scale=scalar**-0.5 if scalar else None,
+            embedding_factor=(
+                math.sqrt(width)
+                if family.scaled_embedding
+                else float(switch("embedding_multiplier") or 1.0)
+            ),
+            residual_factor=float(switch("residual_multiplier") or 1.0),
+            logit_divisor=float(switch("logits_scaling") or 1.0),
+            scale=scale,
             softcap=switch("attn_logit_softcapping") or 0.0,
             logit_softcap=switch("final_logit_softcapping") or 0.0,
             windows=tuple(None if kind == "full_attention" else window for kind in kinds),
-            rotary=tuple(ropes[kind] for kind in kinds),
+            rotary=tuple(
+                ropes[kind] if turns else None for kind, turns in zip(kinds, turned, strict=True)
+            ),
         )
 
 

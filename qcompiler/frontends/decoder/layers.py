@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompiler.frontends.decoder.emitter import MICROSOFT, Dims
@@ -14,10 +15,11 @@ from qcompiler.frontends.decoder.quantized import QuantizedLinear
 from qcompiler.frontends.decoder.writer import ACTIVATIONS, Writer
 from qcompiler.ir.lazy import Stored, View
 
-__all__ = ["BATCH", "SEQUENCE", "TOKENS", "Layers", "Lengths"]
+__all__ = ["BATCH", "PARTS", "SEQUENCE", "TOKENS", "Layers", "Lengths"]
 
 BATCH, SEQUENCE = "batch", "sequence"
 TOKENS = (BATCH, SEQUENCE)
+PARTS = ("attention", "mlp")  # of a layer; each adds to the residual stream
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,31 +70,45 @@ class Layers(Writer):
         lengths: Lengths,
     ) -> ir.Value:
         layer = self.family.layers.format(index)
-        attended = self._attention(
-            self._role_norm(x, layer, "before_attention"), index, pasts, presents, lengths
-        )
+        read = self._role_norm(x, layer, "before_attention")
+        attended = self._attention(read, index, pasts, presents, lengths)
         x = self._residual(x, attended, layer, "attention")
-        worked = self._mlp(self._role_norm(x, layer, "before_mlp"), layer)
-        return self._residual(x, worked, layer, "mlp")
+        if not self.family.parallel:
+            read = self._role_norm(x, layer, "before_mlp")
+        return self._residual(x, self._mlp(read, layer), layer, "mlp")
 
     def _residual(self, x: ir.Value, added: ir.Value, layer: str, part: str) -> ir.Value:
-        role = f"after_{part}"
-        if role in self.family.modules:
-            added = self._role_norm(added, layer, role)
-        shape = (*TOKENS, self.geometry.width)
-        return self.emit.op("Add", [x, added], f"{layer}/add_{part}", shape, module=layer)
+        added = self._role_norm(added, layer, f"after_{part}")
+        shape, emit = (*TOKENS, self.geometry.width), self.emit
+        if self.geometry.residual_factor != 1.0:
+            number = np.array(self.geometry.residual_factor, np.float32)
+            factor = emit.constant(f"{layer}.{part}.scale", number)
+            added = emit.op("Mul", [added, factor], f"{layer}/scale_{part}", shape, module=layer)
+        return emit.op("Add", [x, added], f"{layer}/add_{part}", shape, module=layer)
 
     def _role_norm(self, x: ir.Value, layer: str, role: str) -> ir.Value:
+        """The norm of a role; ``x`` itself where the family has none."""
+        if role not in self.family.modules:
+            return x
         return self._norm(x, f"{layer}.{self.family.modules[role]}", self.geometry.width)
 
-    def _norm(self, x: ir.Value, module: str, width: int, *, shape: Dims | None = None) -> ir.Value:
+    def _norm(
+        self,
+        x: ir.Value,
+        module: str,
+        width: int,
+        *,
+        shape: Dims | None = None,
+        factor: float = 1.0,
+    ) -> ir.Value:
         stored = self._stored(f"{module}.weight", (width,))
-        scale = self._constant(View(stored, offset=self.family.norm_offset))
+        scale = self._constant(View(stored, offset=self.family.norm_offset, factor=factor))
         inputs, attributes = [x, scale], {"axis": -1, "epsilon": self.geometry.epsilon}
         op_type = "RMSNormalization"
         if self.family.norm == "layer":
             op_type = "LayerNormalization"
-            inputs.append(self._constant(View(self._stored(f"{module}.bias", (width,)))))
+            stored = self._stored(f"{module}.bias", (width,))
+            inputs.append(self._constant(View(stored, factor=factor)))
         return self.emit.op(
             op_type,
             inputs,
@@ -141,6 +157,8 @@ class Layers(Writer):
     def _head_norm(self, x: ir.Value, layer: str, role: str, heads: int) -> ir.Value:
         emit, width = self.emit, self.geometry.head_width
         module = f"{layer}.{self.family.modules[role]}"
+        if self.family.head_norm == "all":
+            return self._norm(x, module, heads * width)
         apart, together = (*TOKENS, heads, width), (*TOKENS, heads * width)
         x = emit.op(
             "Reshape",

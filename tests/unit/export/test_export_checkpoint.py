@@ -172,7 +172,9 @@ def test_three_bits_are_read_from_their_planes(tmp_path: pathlib.Path) -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", ["llama-biases", "qwen3", "phi3", "gemma2", "gpt2", "llama-tied"])
+@pytest.mark.parametrize(
+    "name", ["llama-biases", "qwen3", "phi3", "gemma2", "gpt2", "llama-tied", "phi", "granite"]
+)
 def test_families_come_back_as_the_model_that_was_compiled(
     name: str, tmp_path: pathlib.Path
 ) -> None:

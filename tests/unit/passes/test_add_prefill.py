@@ -167,7 +167,9 @@ def test_large_channels_are_levelled_for_prompts_alone() -> None:
         np.testing.assert_array_equal(value, found["int8", True][1][name], name)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen3", "phi3", "gemma2", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-biases", "qwen3", "phi3", "gemma2", "gpt2", "phi", "olmo2"]
+)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_prompts_are_near_and_tokens_the_same_bits(name: str, symmetric: bool) -> None:
     weights = {**WEIGHTS, "symmetric": symmetric}
