@@ -118,8 +118,11 @@ def export_checkpoint(
         raise _not_writable(folder, f"cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    told = tuple(_differences(matched, writer, format))
-    return Exported(final, len(matched.layers), matched.floats, told)
+    told = list(_differences(matched, writer, format))
+    if held:
+        message = f"config.json says {held}: the weights hold what the float model's says"
+        told.append(Diagnostic(Code.CHECKPOINT_DIFFERS, format, message))
+    return Exported(final, len(matched.layers), matched.floats, tuple(told))
 
 
 def _held_by_weights(artifact: Artifact, said: Mapping[str, Any]) -> dict[str, Any]:

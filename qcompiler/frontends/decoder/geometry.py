@@ -172,6 +172,8 @@ class Geometry:
         scale = switch("attention_multiplier") or (scalar**-0.5 if scalar else None)
         partial = "partial_rotary_factor" in family.switches
         turned = switch("no_rope_layers") or [True] * layers
+        if len(turned) != layers:
+            raise unsupported(source, f"{len(turned)} no_rope_layers for {layers} layers")
         ropes = {
             kind: _rotary(config, kind, source, partial=partial) if rotary else None
             for kind in set(kinds)

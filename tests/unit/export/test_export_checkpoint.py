@@ -184,7 +184,9 @@ def test_families_come_back_as_the_model_that_was_compiled(
     gpt2 = {"match": "*wte*", "scheme": "float"}
     rules = (head, *((gpt2,) if name == "gpt2" else (table,)))
     artifact = compiled(tmp_path / "float", name, "qdq", rules)
-    export_checkpoint(artifact, tmp_path / "float", tmp_path / "out")
+    done = export_checkpoint(artifact, tmp_path / "float", tmp_path / "out")
+    told = any("residual_multiplier" in item.message for item in done.diagnostics)
+    assert told == (name == "granite")
     again = qcompile(
         tmp_path / "out", target="cpu-vnni", recipe={"verify": {"enabled": False}}, form="qdq"
     )

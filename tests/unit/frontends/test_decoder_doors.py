@@ -235,6 +235,7 @@ def test_models_in_memory_without_data_or_with_other_layers_are_refused() -> Non
         ({"model_type": "phi3", "partial_rotary_factor": 0.5}, "rotary embedding of width 8"),
         ({"model_type": "stablelm", "use_parallel_residual": True}, "an MLP beside attention"),
         ({"model_type": "phi", "qk_layernorm": True}, "norms on queries and keys"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0, 1]}, "3 no_rope_layers for 2 layers"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "no layer is packed"),
         ({"quantization_config": "gptq"}, "wanted an object with quant_method"),
         ({"hidden_size": "wide"}, "hidden_size"),
