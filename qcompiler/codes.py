@@ -74,6 +74,7 @@ class Code(enum.Enum):
         "A convolution at the input of a transformer: its rounding would be in all that follows.")
     FLOAT_ZERO_POINTS = ("QC129", INFO,
         "Zero points of weights are floats: each layer adds a small float product for them.")
+    NOTHING_QUANTIZED = "QC130", WARNING, "The whole model stays in float under this recipe."
 
     # QC2xx: calibration
     EMPTY_CALIBRATION = "QC201", ERROR, "The calibration source gave no sample."

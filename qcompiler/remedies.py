@@ -63,6 +63,8 @@ REMEDIES: Mapping[Code, str] = {
     "rule with scheme `static` on the node.",
     Code.INPUT_LAYER: "Nothing, it is a small part of the work. A rule with scheme `static` on the "
     "node, or `force = true`, quantizes it.",
+    Code.NOTHING_QUANTIZED: "The message has the commonest reason, `qcompile explain` that of each "
+    "node. Weight-only recipes are for products; convolutions want `static-int8` and data.",
     # calibration
     Code.EMPTY_CALIBRATION: "Check the path, the filter or the generator: one sample is the least, "
     "some dozens are good.",

@@ -16,7 +16,8 @@ from qcompiler.calibration.encoder_decoder import part_feeds
 from qcompiler.calibration.feeds import open_feeds
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.opened import ENCODER
-from qcompiler.runtime.inputs import generate_feed, input_specs
+from qcompiler.runtime.inputs import input_specs
+from qcompiler.runtime.trial_feeds import runnable_feed
 
 __all__ = ["bench_models"]
 
@@ -80,7 +81,7 @@ def _time(
     threads: int | None,
 ) -> tuple[Comparison, ...]:
     model = _read(_file_of(paths[0]))
-    feed = generate_feed(model) if data is None else open_feeds(data, input_specs(model)).first
+    feed = runnable_feed(model) if data is None else open_feeds(data, input_specs(model)).first
     return compare(
         [Candidate(name, path) for name, path in zip(names, paths, strict=True)],
         feed,

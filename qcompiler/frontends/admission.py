@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.frontends.finite import check_finite
+from qcompiler.frontends.old_opsets import OLDEST_OPSET, modernize
 from qcompiler.frontends.opened import Kind, Opened
 from qcompiler.ir.edit import name_everything
 from qcompiler.ir.legality import violations
@@ -26,9 +27,8 @@ from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import all_graphs, all_nodes, captured
 from qcompiler.pipeline.contract import Feed
 
-__all__ = ["OLDEST_OPSET", "admit", "is_quantized"]
+__all__ = ["admit", "is_quantized"]
 
-OLDEST_OPSET = 11
 _FIRST_IR_WITH_OPTIONAL_INPUTS = 4  # before it the format wanted every initializer as an input
 
 # Operators that compute on, or make, quantized data. DequantizeLinear alone is enough: weight-only.
@@ -61,12 +61,12 @@ def admit(model: ir.Model, kind: Kind, source: str, example: Feed | None = None)
     Raises:
         QcError: QC704 opset, QC710 graph, QC301 weights.
     """
-    _check_opset(model, source)
+    diagnostics = _check_opset(model, source)
     if model.functions:
         _inline(model, source)
     _load_tensors(model, source)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    diagnostics = _freeze_default_inputs(model, source)
+    diagnostics += _freeze_default_inputs(model, source)
     _free_negative_dims(model)
     _sort(model, source)
     name_everything(model)
@@ -103,7 +103,7 @@ def _inline(model: ir.Model, source: str) -> None:
         ) from error
 
 
-def _check_opset(model: ir.Model, source: str) -> None:
+def _check_opset(model: ir.Model, source: str) -> list[Diagnostic]:
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()
     if version is None:
@@ -111,15 +111,7 @@ def _check_opset(model: ir.Model, source: str) -> None:
             raise QcError(
                 Code.UNKNOWN_OPSET, source, "the model does not say which ONNX opset it uses"
             )
-        return
-    if version < OLDEST_OPSET:
-        raise QcError(
-            Code.UNKNOWN_OPSET,
-            source,
-            f"the model uses opset {version}, the oldest supported is {OLDEST_OPSET}",
-            "export it again, or use onnx.version_converter.convert_version",
-            opset=version,
-        )
+        return []
     if version > newest:
         raise QcError(
             Code.UNKNOWN_OPSET,
@@ -134,6 +126,7 @@ def _check_opset(model: ir.Model, source: str) -> None:
     for node in all_nodes(model):
         if node.domain == "ai.onnx":
             node.domain = ""
+    return modernize(model, version, source)
 
 
 def _load_tensors(model: ir.Model, source: str) -> None:

@@ -14,13 +14,29 @@ from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.ir.edit import constant
 from qcompiler.pipeline.contract import Feed
 
-__all__ = ["InputSpec", "check_feed", "default_dims", "generate_feed", "input_specs"]
+__all__ = [
+    "FreeSizes", "InputSpec", "check_feed", "default_dims", "generate_feed", "input_specs",
+]  # fmt: skip
 
-_BATCH = 2  # more than one, so that a wrongly frozen batch shows
-_SEQUENCE = 32
 _SPATIAL = 224  # a multiple of 32, the usual stride of a vision backbone
 _OTHER = 4
 _SEQUENCE_WORDS = ("seq", "length", "token", "time", "frames", "samples")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FreeSizes:
+    """What dimensions without a size are taken to be.
+
+    Attributes:
+        batch: Of a batch: more than one, so that a wrongly frozen batch shows.
+        sequence: Of a sequence, and of what nothing is known of.
+        leads: The first free dimension of an input is its batch, wherever it stands: recurrent
+            states are ``[layers, batch, width]``.
+    """
+
+    batch: int = 2
+    sequence: int = 32
+    leads: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,38 +107,44 @@ def check_feed(feed: Mapping[str, Any], specs: Sequence[InputSpec]) -> Feed:
     return checked
 
 
-def default_dims(specs: Sequence[InputSpec]) -> dict[str, int]:
+def default_dims(specs: Sequence[InputSpec], sizes: FreeSizes = FreeSizes()) -> dict[str, int]:
     """A size for every named dimension, guessed from its name and place."""
     dims: dict[str, int] = {}
     for spec in specs:
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str):
-                dims.setdefault(dim, _guess(dim, axis, spec))
+                dims.setdefault(dim, _guess(dim, axis, spec, sizes))
     return dims
 
 
-def generate_feed(model: ir.Model, seed: int = 0, dims: Mapping[str, int] | None = None) -> Feed:
+def generate_feed(
+    model: ir.Model,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    sizes: FreeSizes = FreeSizes(),
+) -> Feed:
     """A feed the model runs on, made from what its graph does with its inputs.
 
     Integers that index an embedding table (a Gather along axis 0 of a constant, through casts and
     reshapes) are uniform below the smallest such table; masks and other integers are ones; token
     types are zeros; positions count up; floats are normal(0, 1). Named dimensions are 2 for a
     batch, 32 for a sequence, 0 for what is past, 224 for the sides of a picture, unless ``dims``
-    says otherwise.
+    or ``sizes`` say otherwise.
 
     Args:
         model: The model.
         seed: Seed of the random numbers; equal seeds give equal feeds.
         dims: Size by name of a dimension.
+        sizes: Of the dimensions that are not in ``dims``.
     """
     rng = np.random.default_rng(seed)
     specs = input_specs(model)
-    sizes = {**default_dims(specs), **(dims or {})}
+    named = {**default_dims(specs, sizes), **(dims or {})}
     values = {value.name: value for value in model.graph.inputs}
     feed = {}
     for spec in specs:
         shape = tuple(
-            dim if isinstance(dim, int) else sizes[dim] if dim else _guess("", axis, spec)
+            dim if isinstance(dim, int) else named[dim] if dim else _guess("", axis, spec, sizes)
             for axis, dim in enumerate(spec.shape)
         )
         feed[spec.name] = _draw(rng, values[spec.name], spec, shape)
@@ -193,19 +215,19 @@ def _check_shape(
                 )
 
 
-def _guess(name: str, axis: int, spec: InputSpec) -> int:
+def _guess(name: str, axis: int, spec: InputSpec, sizes: FreeSizes) -> int:
     lower = name.lower()
     if "batch" in lower or lower in ("n", "b"):
-        return _BATCH
+        return sizes.batch
     if "past" in lower:
         return 0  # a text that begins: what has gone before must not disagree with the mask
     if any(word in lower for word in _SEQUENCE_WORDS):
-        return _SEQUENCE
-    if axis == 0:
-        return _BATCH
+        return sizes.sequence
+    if axis == 0 or (sizes.leads and all(isinstance(dim, int) for dim in spec.shape[:axis])):
+        return sizes.batch
     if spec.dtype.kind == "f" and len(spec.shape) == 4:
         return _SPATIAL if axis >= 2 else _OTHER
-    return _SEQUENCE
+    return sizes.sequence
 
 
 def _draw(

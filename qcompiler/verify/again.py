@@ -10,7 +10,7 @@ from qcompiler.artifact import Artifact
 from qcompiler.pipeline.contract import State
 from qcompiler.recipe import Recipe
 from qcompiler.report.model import Report
-from qcompiler.runtime.inputs import generate_feed
+from qcompiler.runtime.trial_feeds import runnable_feed
 from qcompiler.targets.registry import load_target
 from qcompiler.targets.schema import Form
 from qcompiler.verify.beside import float_side
@@ -43,7 +43,7 @@ def verify_artifact(
     if beside.feeds is not None:
         samples = list(itertools.islice(beside.feeds, recipe.verify.feeds))
     else:
-        samples = [beside.example or generate_feed(beside.model, recipe.seed)]
+        samples = [beside.example or runnable_feed(beside.model, recipe.seed)]
     state = State(
         load_target(artifact.plan.target),
         recipe,

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic, QcError
+from qcompiler.ir.edit import constant
 from qcompiler.ir.provenance import origins
 from qcompiler.ir.walk import all_nodes, custom_operators
 from qcompiler.pipeline.contract import Feed, State
@@ -137,7 +138,8 @@ def check_artifact(
         )
         profile = _profile(before, after, state) if fits else {}
     only_weights = plan is not None and plan.only_weights
-    diagnostics = judge(fidelity, state.recipe.verify, only_weights=only_weights)
+    steps = _output_steps(candidate)
+    diagnostics = judge(fidelity, state.recipe.verify, only_weights=only_weights, steps=steps)
     if not fits:
         diagnostics.append(
             _not_verified(
@@ -156,6 +158,19 @@ def check_artifact(
         latency = _latency(float_session, session, timed, _SECOND_LOOK_SECONDS)
         checked = dataclasses.replace(checked, latency=latency)
     return checked
+
+
+def _output_steps(model: ir.Model) -> dict[str, float]:
+    """Scales of the outputs that come out of integers with one scale for all."""
+    steps = {}
+    for output in model.graph.outputs:
+        node = output.producer()
+        if node is None or node.op_type != "DequantizeLinear" or output.name is None:
+            continue
+        scale = constant(node.inputs[1])
+        if scale is not None and scale.size == 1:
+            steps[output.name] = float(scale.reshape(()))
+    return steps
 
 
 def difference(before: ir.Model, after: ir.Model, state: State) -> str | None:

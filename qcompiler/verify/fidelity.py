@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,11 @@ def _answered(
 
 
 def judge(
-    results: Iterable[OutputFidelity], options: VerifyOptions, *, only_weights: bool = False
+    results: Iterable[OutputFidelity],
+    options: VerifyOptions,
+    *,
+    only_weights: bool = False,
+    steps: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Diagnostic]:
     """Diagnostics for outputs below the recipe's thresholds: WRONG_RESULT or LOW_FIDELITY.
 
@@ -171,17 +176,21 @@ def judge(
         results: Of each output.
         options: The thresholds.
         only_weights: Whether activations are in float, which decides what would help.
+        steps: By output that the artifact stores in integers, how far apart its numbers are. An
+            output that differs by less is no wrong result, whatever its cosine.
     """
     remedy = (
         "round the weights by calibration data (as 'w4-gptq' does), in smaller groups or more bits"
         if only_weights
         else "give more calibration data, use recipe 'dynamic-int8'"
     ) + ", or keep layers in float"
-    told = (_told(item, options, remedy) for item in results)
+    told = (_told(item, options, remedy, steps.get(item.output, 0.0)) for item in results)
     return [item for item in told if item is not None]
 
 
-def _told(item: OutputFidelity, options: VerifyOptions, remedy: str) -> Diagnostic | None:
+def _told(
+    item: OutputFidelity, options: VerifyOptions, remedy: str, step: float
+) -> Diagnostic | None:
     def say(code: Code, message: str, hint: str) -> Diagnostic:
         numbers = {"cosine": item.cosine, "max_abs": item.max_abs}
         return Diagnostic(code, item.output, message, hint, numbers)
@@ -207,6 +216,13 @@ def _told(item: OutputFidelity, options: VerifyOptions, remedy: str) -> Diagnost
             "give calibration data on which this output is not zero",
         )
     said = f"cosine {item.cosine:.4f}, SQNR {item.sqnr_db:.1f} dB over {item.feeds} feeds"
+    if item.finite and item.cosine < options.wrong_cosine and item.max_abs < step:
+        return say(
+            Code.LOW_FIDELITY,
+            f"{said}; the output is stored in steps of {step:.3g}, and float's values are within "
+            f"{item.max_abs:.3g} of it: they are too small for its range",
+            "keep the node that gives it in float by a rule, or give data on which it is larger",
+        )
     if not item.finite or item.cosine < options.wrong_cosine:
         return say(
             Code.WRONG_RESULT,

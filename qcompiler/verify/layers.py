@@ -16,10 +16,11 @@ from qcompiler.artifact import Artifact
 from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.pipeline.contract import Feed
-from qcompiler.runtime.inputs import generate_feed, input_specs
+from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.observe import observe
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler.runtime.trial_feeds import runnable_feed
 from qcompiler.verify.layer_shares import Shares
 from qcompiler.verify.layer_views import Pair, open_both, pairs_of, views_of
 
@@ -138,7 +139,7 @@ def compare_layers(
     reference, other = open_both(float_model, quantized)
     if mask is None and isinstance(other, Artifact):
         mask = other.manifest["recipe"].get("calibration", {}).get("mask")
-    source: Iterable[Feed] = [generate_feed(reference)] if feeds is None else feeds
+    source: Iterable[Feed] = [runnable_feed(reference)] if feeds is None else feeds
     if max_feeds is not None or isinstance(source, Iterator):  # few, or gone after one look
         source = list(itertools.islice(source, max_feeds))
     first = next(iter(source), None)

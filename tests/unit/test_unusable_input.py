@@ -141,11 +141,10 @@ def test_garbage_under_any_suffix_is_not_onnx(tmp_path: pathlib.Path, suffix: st
     refused(Code.NOT_ONNX, lambda: qcompile(path))
 
 
-@pytest.mark.parametrize("opset", [1, 10, 999])
-def test_an_opset_out_of_reach_names_the_limits(opset: int) -> None:
+def test_an_opset_out_of_reach_names_the_limits() -> None:
     model = mlp()
-    model.opset_import[0].version = opset
-    refused(Code.UNKNOWN_OPSET, lambda: qcompile(model), str(opset))
+    model.opset_import[0].version = 999
+    refused(Code.UNKNOWN_OPSET, lambda: qcompile(model), "999")
 
 
 @pytest.mark.parametrize("opset", range(11, 27))

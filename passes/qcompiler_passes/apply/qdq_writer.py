@@ -31,6 +31,18 @@ _TINY = np.float32(np.finfo(np.float32).tiny)  # scale of a row of zeros: anythi
 TakesLow = Callable[[ir.Node, int], bool]
 
 
+def _inner_shape(value: ir.Value) -> ir.Shape | None:
+    """The shape of a value inside of the graph, which does not trust names of a graph output.
+
+    Exporters name the sizes of outputs as their user said, and one name may stand for several
+    sizes. Nobody reads that of an output; inside, ONNX Runtime 1.31.1 lets tensors of equally named
+    shapes share a buffer, and fails when they differ.
+    """
+    if value.shape is None or not value.is_graph_output():
+        return value.shape
+    return ir.Shape([dim if isinstance(dim, int) else None for dim in value.shape])
+
+
 def move_uses(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: Iterable[ir.Node] = ()) -> None:
     """Let every reader of ``old`` read ``new``, those in ``keep`` excepted.
 
@@ -42,6 +54,7 @@ def move_uses(graph: ir.Graph, old: ir.Value, new: ir.Value, keep: Iterable[ir.N
             use.node.replace_input_with(use.idx, new)
     if old.is_graph_output():
         name = old.name
+        new.shape, old.shape = old.shape, _inner_shape(old)
         for index, output in enumerate(graph.outputs):
             if output is old:
                 graph.outputs[index] = new
@@ -344,6 +357,6 @@ class QdqWriter:
 
 
 def _describe(source: ir.Value, value: ir.Value, dtype: ir.DataType | None) -> None:
-    value.shape = source.shape
+    value.shape = _inner_shape(source)
     if dtype is not None:
         value.type = ir.TensorType(dtype)

@@ -12,6 +12,7 @@ from qcompiler.ir.walk import custom_operators
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
 from qcompiler.runtime.inputs import generate_feed
 from qcompiler.runtime.observe import inferred_shapes, observe
+from qcompiler.runtime.trial_feeds import runnable_feed
 
 __all__ = ["ObserveShapes"]
 
@@ -40,10 +41,10 @@ class ObserveShapes(Pass):
         if state.shapes is not None:
             return PassResult(modified=False)
         vague: list[str] = []
-        if state.sample is None:
-            vague = [str(value.name) for value in model.graph.inputs if value.shape is None]
-            state.sample = generate_feed(model, state.recipe.seed)
         try:
+            if state.sample is None:
+                vague = [str(value.name) for value in model.graph.inputs if value.shape is None]
+                state.sample = runnable_feed(model, state.recipe.seed)
             state.shapes = observe(model, state.sample)
         except QcError as error:
             custom = custom_operators(model)
@@ -53,6 +54,7 @@ class ObserveShapes(Pass):
                 raise
             if state.feeds is not None:
                 raise _cannot_calibrate(error, custom) from error
+            state.sample = state.sample or generate_feed(model, state.recipe.seed)
             state.shapes = inferred_shapes(model, state.sample)
         return PassResult(modified=False)
 

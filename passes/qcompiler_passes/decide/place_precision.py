@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -11,9 +12,10 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, Diagnostic, QcError, nearest
 from qcompiler.ir.walk import all_nodes, op_name
 from qcompiler.pipeline.contract import Fact, Pass, PassResult, Phase, State
+from qcompiler.plan import Plan, Verdict
 from qcompiler.recipe import Recipe, Rule
 from qcompiler.targets.activations import offered_activations
-from qcompiler.targets.schema import Scheme, Target
+from qcompiler.targets.schema import WEIGHTED, Scheme, Target
 from qcompiler_passes.decide.assemble import assemble
 from qcompiler_passes.decide.check_plan import check_plan
 from qcompiler_passes.decide.cut import Solution, place
@@ -92,6 +94,8 @@ class PlacePrecision(Pass):
         diagnostics += unheard_rules(recipe.rules, asked, units, solution, target)
         state.plan = assemble(model, units, solution, state, prices)
         diagnostics += stored_twice(model.graph, state.plan)
+        if not any(told.code is Code.CALIBRATION_WOULD_HELP for told in diagnostics):
+            diagnostics += _nothing(state.plan, recipe)
         return PassResult(modified=False, diagnostics=diagnostics)
 
 
@@ -235,6 +239,30 @@ def _retell(units: Sequence[Unit], more: Sequence[Unit], now: Solution, better: 
         else:  # what stands in the way even with data: costs, or a condition
             unit.options[:], unit.refusals[:] = other.options, other.refusals
             unit.reads = other.reads
+
+
+def _nothing(plan: Plan, recipe: Recipe) -> list[Diagnostic]:
+    """Tell that a recipe which wants low precision got none, and what mostly stood in the way."""
+    asks = bool(recipe.schemes) or any(
+        rule.scheme not in ("auto", "float") for rule in recipe.rules
+    )
+    reasons = [item.reason for item in plan if item.reason is not None]
+    quantized = any(item.verdict is Verdict.QUANTIZED for item in plan)
+    if not asks or quantized or any(item.code is Code.ALREADY_QUANTIZED for item in reasons):
+        return []
+    kept = [item for item in plan if item.op in WEIGHTED and item.reason is not None]
+    common = collections.Counter((item.op, item.reason.code) for item in kept if item.reason)
+    if not common:
+        message = f"the model has no {', '.join(WEIGHTED[:-1])} or {WEIGHTED[-1]}"
+        return [Diagnostic(Code.NOTHING_QUANTIZED, f"recipe {recipe.name}", message)]
+    (op, code), count = common.most_common(1)[0]
+    reason = next(i.reason for i in kept if i.reason and (i.op, i.reason.code) == (op, code))
+    message = (
+        f"nothing is quantized; {count} of {len(kept)} nodes that may have weights are {op} kept in"
+        f" float by {code.id}, as {reason.where}: {reason.message}"
+    )
+    hint = reason.hint
+    return [Diagnostic(Code.NOTHING_QUANTIZED, f"recipe {recipe.name}", message, hint)]
 
 
 def _references(solution: Solution, target: Target) -> list[Diagnostic]:

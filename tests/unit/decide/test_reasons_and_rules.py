@@ -88,7 +88,16 @@ def test_without_data_a_node_that_static_would_not_help_has_another_reason() -> 
     state = planned(model_of(RESIDUAL), target=target, feeds=None)
     assert state.plan is not None
     assert codes(state.plan)["conv1"] is Code.DOES_NOT_PAY
-    assert state.diagnostics == []
+    assert [told.code for told in state.diagnostics] == [Code.NOTHING_QUANTIZED]
+
+
+def test_a_recipe_that_finds_nothing_says_what_mostly_stood_in_the_way() -> None:
+    [told] = planned(model_of(RESIDUAL), "weight-int8").diagnostics
+    assert told.code is Code.NOTHING_QUANTIZED
+    assert "2 of 2 nodes that may have weights are Conv kept in float by QC107" in told.message
+    [told] = planned(graph("[n] y = Neg(x)", "float[2] x", "float[2] y"), "weight-int8").diagnostics
+    assert told.message == "the model has no MatMul, Conv, Gemm or ConvTranspose"
+    assert planned(model_of(RESIDUAL), "float").diagnostics == []
 
 
 def test_the_last_matching_rule_wins() -> None:

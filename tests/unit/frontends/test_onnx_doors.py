@@ -173,10 +173,9 @@ def test_weight_files_are_refused_with_the_way_to_do_it(
     assert "weights_only=True" in refused(path, Code.UNSUPPORTED_INPUT).diagnostic.hint
 
 
-@pytest.mark.parametrize("opset", [9, 10, 999])
-def test_unsupported_opsets_are_named(opset: int) -> None:
-    proto = parsed("g (float[N] x) => (float[N] y) { y = Neg(x) }", opset=opset)
-    assert f"opset {opset}" in str(refused(proto, Code.UNKNOWN_OPSET))
+def test_an_opset_of_the_future_is_refused_with_its_number() -> None:
+    proto = parsed("g (float[N] x) => (float[N] y) { y = Neg(x) }", opset=999)
+    assert "opset 999" in str(refused(proto, Code.UNKNOWN_OPSET))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.ir.edit import name_everything
 from qcompiler.runtime.inputs import InputSpec, check_feed, generate_feed, input_specs
 from qcompiler.runtime.session import open_session, run
+from qcompiler.runtime.trial_feeds import runnable_feed
 from qcompiler_models import tiny
 
 IDS = InputSpec("ids", np.dtype(np.int64), ("batch", "sequence"))
@@ -103,3 +104,49 @@ def test_generated_indices_stay_below_the_smallest_table() -> None:
     assert feed["ids"].shape == (3, 100)
     assert feed["ids"].max() == 6
     assert (feed["attention_mask"] == 1).all()
+
+
+def speech(state: str = "2, S, 8") -> ir.Model:
+    """Windows of more than 64 samples, and a state whose second dimension is the batch."""
+    return _parsed(
+        f"float[B,T] x, float[{state}] state",
+        """p = Pad<mode = "reflect">(x, ENDS)  m = ReduceMean<axes = [1], keepdims = 1>(p)
+        u = Unsqueeze(m, FIRST)  t = Tile(u, TWICE)  y = Concat<axis = 2>(state, t)""",
+        "int64[4] ENDS = {0, 64, 0, 64}, int64[1] FIRST = {0}, int64[3] TWICE = {2, 1, 1}",
+    )
+
+
+def _parsed(inputs: str, body: str, constants: str = "float[1] C = {1.0}") -> ir.Model:
+    text = f"""<ir_version: 10, opset_import: ["" : 17]>
+    g ({inputs}) => (float[...] y) <{constants}> {{ {body} }}"""
+    model = ir.from_onnx_text(text.replace("float[...]", "float"))
+    name_everything(model)
+    return model
+
+
+def test_sizes_that_nothing_states_are_tried_until_the_model_runs() -> None:
+    feed = runnable_feed(speech())
+    assert feed["x"].shape[1] > 64
+    assert feed["state"].shape[1] == feed["x"].shape[0]
+    run(open_session(speech()), feed)
+
+
+def test_a_feed_of_stated_sizes_is_the_usual_one() -> None:
+    model = _parsed("float[2,3] x", "y = Neg(x)")
+    np.testing.assert_array_equal(runnable_feed(model)["x"], generate_feed(model)["x"])
+
+
+def test_where_no_size_runs_the_user_is_asked_for_data() -> None:
+    model = _parsed("float[N] x", "y = Reshape(x, C)", "int64[1] C = {7}")
+    with pytest.raises(QcError, match=r"float32\[2\]") as caught:
+        runnable_feed(model)
+    assert caught.value.code is Code.FLOAT_MODEL_FAILS
+    assert "1 of other sizes fail, too: give calibration data" in caught.value.diagnostic.hint
+
+
+def test_a_model_that_does_not_load_is_told_without_a_word_about_sizes() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 17, "my.ops" : 1]>
+    g (float[N] x) => (float[N] y) { y = my.ops.Odd(x) }"""
+    with pytest.raises(QcError, match="Odd") as caught:
+        runnable_feed(ir.from_onnx_text(text))
+    assert "sizes" not in caught.value.diagnostic.hint
