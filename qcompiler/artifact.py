@@ -203,6 +203,13 @@ class Artifact:
                 "give a folder written by `qcompile compile` or Artifact.save",
             )
         root = pathlib.Path(folder)
+        if not root.is_dir():
+            raise QcError(
+                Code.NOT_ARTIFACT,
+                str(root),
+                "is a file, not a folder" if root.exists() else "there is no such folder",
+                "give a folder written by `qcompile compile` or Artifact.save",
+            )
         manifest = _read_json(root / MANIFEST)
         if manifest.get("format") != _FORMAT:
             raise QcError(

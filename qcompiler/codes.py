@@ -74,6 +74,8 @@ class Code(enum.Enum):
         "A convolution at the input of a transformer: its rounding would be in all that follows.")
     FLOAT_ZERO_POINTS = ("QC129", INFO,
         "Zero points of weights are floats: each layer adds a small float product for them.")
+    ROUNDED_ACTIVATIONS = ("QC131", INFO,
+        "Products that came with weights of few bits and float activations round these now.")
     NOTHING_QUANTIZED = "QC130", WARNING, "The whole model stays in float under this recipe."
 
     # QC2xx: calibration

@@ -277,7 +277,9 @@ def _by_sensitivity(
         session = open_session(reference, code=Code.FLOAT_MODEL_FAILS)
         on = feeds or [feed for feed in (state.sample,) if feed is not None]
         padding = Padding.of(reference, recipe.calibration.mask)
-        return Judge.of(metric, lambda feed: run(session, feed), on, padding, recipe.drop)
+        made = Judge.of(metric, lambda feed: run(session, feed), on, padding, recipe.drop)
+        made.generated = metric is None and not feeds
+        return made
 
     with clock("sensitivity"):
         found = return_to_float(stages, recipe, feeds, judge, clock.progress)

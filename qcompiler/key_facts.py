@@ -96,8 +96,12 @@ class KeyFacts:
 
     @property
     def smooths(self) -> bool:
-        """Whether linear layers quantize activations that data say how to smooth."""
-        rows = {row.id for row in self.state.target.kernels if row.scheme is not Scheme.WEIGHT}
+        """Whether linear layers make integers of activations that data say how to smooth."""
+        rows = {
+            row.id
+            for row in self.state.target.kernels
+            if row.inputs[0] is not None and not row.inputs[0].is_float8
+        }
         plan = self.state.plan or ()
         linear = any(item.kernel in rows and item.op == "MatMul" for item in plan)
         return (linear or self.recipe.prefill is not None) and self.state.feeds is not None

@@ -333,11 +333,25 @@ _MODELS: dict[str, type[pydantic.BaseModel]] = {
 }
 
 
+def _keys_of(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The part of an error's place that the user wrote: without types that a value may have."""
+    if len(loc) < 2 or loc[0] in _MODELS or loc[0] == "rules":
+        return loc
+    return loc[:1]
+
+
 def _key_error(error: pydantic.ValidationError, where: str) -> QcError:
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    keys = _keys_of(first["loc"])
+    path = ".".join(map(str, keys))
     if first["type"] != "extra_forbidden":
         given, said = first["input"], first["msg"].removeprefix("Value error, ").lower()
+        if keys and keys[-1] in _MODELS and not isinstance(given, Mapping):
+            fields = ", ".join(_MODELS[str(keys[-1])].model_fields)
+            said = f"wanted a table of the keys {fields}"
+        elif keys != first["loc"]:  # one of several types: each of them says what it wants
+            others = [item["msg"] for item in error.errors() if _keys_of(item["loc"]) == keys]
+            said = ", or ".join(others).lower()
         # keys of a table that do not go together are named by the message, without all others
         found = path if isinstance(given, Mapping) else f"{path} = {given!r}"
         return QcError(Code.RECIPE_KEY, where, f"{found}: {said}" if found else said)

@@ -63,6 +63,8 @@ REMEDIES: Mapping[Code, str] = {
     "rule with scheme `static` on the node.",
     Code.INPUT_LAYER: "Nothing, it is a small part of the work. A rule with scheme `static` on the "
     "node, or `force = true`, quantizes it.",
+    Code.ROUNDED_ACTIVATIONS: "`weights.accuracy_level = 1` multiplies floats, as the file did; it "
+    "is several times slower.",
     Code.NOTHING_QUANTIZED: "The message has the commonest reason, `qcompile explain` that of each "
     "node. Weight-only recipes are for products; convolutions want `static-int8` and data.",
     # calibration

@@ -47,15 +47,22 @@ class Distribution:
         return float(self.count.sum())
 
     def magnitudes(self) -> Distribution:
-        """The distribution of ``|x|``. Bins are symmetric about zero, so this is exact."""
+        """The distribution of ``|x|``, in as many bins: they are symmetric about zero.
+
+        The outermost two end at the least and at the largest value, so one of them may be cut
+        shorter; their values count in the longer.
+        """
         negative = self.right <= 0
         left = np.where(negative, -self.right, self.left)
         right = np.where(negative, -self.left, self.right)
         order = np.lexsort((right, left))
         left, right, count = left[order], right[order], self.count[order]
-        keep = np.concatenate(([True], (np.diff(left) > 0) | (np.diff(right) > 0)))
-        sums = np.add.reduceat(count, np.flatnonzero(keep))
-        return Distribution(left[keep], right[keep], sums)
+        # a bin of zeros alone is as wide as it is far from the next, and is none of its mirror
+        new = (np.diff(left) > 0) | (left[:-1] == right[:-1]) & (np.diff(right) > 0)
+        starts = np.flatnonzero(np.concatenate(([True], new)))
+        return Distribution(
+            left[starts], np.maximum.reduceat(right, starts), np.add.reduceat(count, starts)
+        )
 
     def without_zero(self) -> Distribution:
         """The values that are not zero."""

@@ -10,6 +10,7 @@ import typer
 
 from qcompiler.cli.options import Json, Out, load
 from qcompiler.cli.terminal import err, out, print_json, steps
+from qcompiler.diagnostics import Code, QcError
 
 __all__ = ["export", "generate", "report"]
 
@@ -25,7 +26,16 @@ def report(
     from qcompiler.report.page import PAGE, write_page
 
     loaded = load(artifact)
-    path = write_page(loaded.report, loaded.plan, output or artifact / PAGE)
+    page = output or artifact / PAGE
+    inside = page.resolve().is_relative_to(artifact.resolve())
+    if inside and page.name != PAGE and page.exists():
+        raise QcError(
+            Code.USAGE,
+            "--output",
+            f"{page} is a file of the artifact, which the page would overwrite",
+            f"leave --output out to write {PAGE} there, or name another file",
+        )
+    path = write_page(loaded.report, loaded.plan, page)
     err.print(f"written to {path}")
 
 

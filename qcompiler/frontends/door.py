@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.onnx import open_file, open_ir, open_proto
 from qcompiler.frontends.opened import Opened
+from qcompiler.output_folder import MANIFEST
 
 __all__ = ["open_model"]
 
@@ -72,6 +73,14 @@ def _open_path(path: pathlib.Path, example_inputs: Any) -> Opened:
             "models are read from this machine only; names on a hub must be downloaded first",
         )
     if path.is_dir():
+        if (path / MANIFEST).is_file() and not (path / "config.json").is_file():
+            raise QcError(
+                Code.UNSUPPORTED_INPUT,
+                str(path),
+                "this is an artifact, wanted the float model",
+                "where a command takes both the float model is the one to name first, or after "
+                f"--against; to compile an artifact again give {path / 'model.onnx'}",
+            )
         if not (path / "config.json").is_file():
             inside = sorted(item.name for item in path.glob("*.onnx"))
             raise QcError(

@@ -38,6 +38,8 @@ _LEVELS: dict[Level, str] = {
 }
 _DEFAULT = SessionSettings()
 _NOT_WRITTEN = "Protobuf serialization failed"  # which it says of a full disk, too
+_FLOAT8 = "tensor(float8"  # fused into operators on integers, which then refuse them
+_UNFUSED = "session.disable_quant_qdq"
 _TOO_LONG = "cos_cache dimension 0 shall not be less"  # its table of rotary embeddings has ended
 _LACKING = re.compile(r"Could not find an implementation for .* with name '(.*?)'")
 _QUIET = 4  # only fatal messages: what fails comes back as an exception anyway
@@ -76,6 +78,49 @@ def check_threads(threads: int | None) -> None:
         )
 
 
+def _options(
+    settings: SessionSettings,
+    threads: int | None,
+    optimized_path: pathlib.Path | None,
+    profile: pathlib.Path | None,
+    arena: bool,
+) -> ort.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, _LEVELS[settings.level]
+    )
+    options.enable_cpu_mem_arena = arena
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, entry in settings.entries.items():
+        options.add_session_config_entry(key, str(entry))
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
+
+
+def _unfused(settings: SessionSettings, said: str) -> SessionSettings | None:
+    """For a model that came in 8-bit floats; an artifact of ours brings the option along."""
+    if _FLOAT8 not in said or _UNFUSED in settings.entries:
+        return None
+    return SessionSettings(settings.level, {**settings.entries, _UNFUSED: "1"})
+
+
+def _not_written(optimized: pathlib.Path, said: str) -> QcError:
+    return QcError(
+        Code.NOT_WRITABLE,
+        str(optimized.parent),
+        f"the runtime cannot write its optimized graph: {said}",
+        "free disk space, or let TMPDIR name another folder for temporary files",
+    )
+
+
 def open_session(
     model: ir.Model | str | os.PathLike[str],
     *,
@@ -109,21 +154,7 @@ def open_session(
 
     check_threads(threads)
     model = _openable(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _QUIET
-    options.graph_optimization_level = getattr(
-        onnxruntime.GraphOptimizationLevel, _LEVELS[settings.level]
-    )
-    options.enable_cpu_mem_arena = arena
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    for key, entry in settings.entries.items():
-        options.add_session_config_entry(key, str(entry))
-    if optimized_path is not None:
-        options.optimized_model_filepath = str(optimized_path)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
+    options = _options(settings, threads, optimized_path, profile, arena)
     if isinstance(model, ir.Model):
         where, lent = model.graph.name or "model", _lendable(model)
         source: bytes | str = _bytes_without(model, lent)
@@ -146,19 +177,16 @@ def open_session(
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except runtime_errors() as error:
         said = runtime_message(error)
+        unfused = _unfused(settings, said) if code is Code.FLOAT_MODEL_FAILS else None
+        if unfused is not None:
+            return open_session(
+                model, settings=unfused, threads=threads, optimized_path=optimized_path,
+                profile=profile, arena=arena, code=code,
+            )  # fmt: skip
         if optimized_path is not None and _NOT_WRITTEN in said:
-            raise QcError(
-                Code.NOT_WRITABLE,
-                str(optimized_path.parent),
-                f"the runtime cannot write its optimized graph: {said}",
-                "free disk space, or let TMPDIR name another folder for temporary files",
-            ) from error
-        raise QcError(
-            code,
-            where,
-            f"the runtime refuses the model: {said}",
-            _hint(model, said),
-        ) from error
+            raise _not_written(optimized_path, said) from error
+        message = f"the runtime refuses the model: {said}"
+        raise QcError(code, where, message, _hint(model, said)) from error
     session._qcompiler_lent = values  # the session points into these arrays: keep them alive
     return session
 

@@ -44,6 +44,7 @@ class Judge:
         name: What to call it.
         reference: Score of the float model.
         kind: Whether a drop is a share of the reference or a difference from it.
+        generated: Whether it is judged on a made-up input, for want of data.
         evaluations: Artifacts scored so far.
     """
 
@@ -51,6 +52,7 @@ class Judge:
     name: str
     reference: float
     kind: Literal["relative", "absolute"]
+    generated: bool = False
     evaluations: int = 0
 
     @classmethod

@@ -199,6 +199,8 @@ class _Search:
             f" {drop:.3g}, {count} of {len(self.nodes)} nodes returned to float"
             f" in {judge.evaluations} evaluation{'s' * (judge.evaluations != 1)}"
         )
+        if judge.generated:
+            said += " on a generated input, since there are no calibration data"
         if found is not None:
             return Diagnostic(Code.DROP_HELD, "max_drop", f"{said}; wanted at most {max_drop:g}",
                               values=values)  # fmt: skip

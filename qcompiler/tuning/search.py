@@ -7,6 +7,7 @@ judged on the last quarter, which nothing was fitted to.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -234,7 +235,7 @@ class _Search:
             "auto",
             f"{len(names)} of {len(self.steps)} steps were not tried for want of time:"
             f" {', '.join(names)}",
-            f"set auto.seconds to about {wanted:.0f}",
+            f"set auto.seconds to about {math.ceil(wanted)}",
             {"steps": names, "seconds": self.budget, "wanted": wanted},
         )
         return Tuned(self.recipe, tuple(self.rows), (said,))

@@ -10,13 +10,47 @@ import onnx_ir as ir
 from qcompiler.artifact import Artifact
 from qcompiler.calibration.encoder_decoder import part_feeds
 from qcompiler.calibration.feeds import FeedSource
+from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.frontends.data import open_data
 from qcompiler.frontends.decoder.last_logits import keep_last_logits
 from qcompiler.pipeline.contract import Feed
 from qcompiler.recipe import Recipe
+from qcompiler.runtime.inputs import InputSpec, input_specs
 
-__all__ = ["FloatSide", "float_side"]
+__all__ = ["FloatSide", "check_inputs", "float_side"]
+
+
+def check_inputs(reference: ir.Model, other: ir.Model, source: str) -> None:
+    """Refuse two models of which one cannot be fed what the other takes.
+
+    Args:
+        reference: The float model.
+        other: The quantized one.
+        source: The user's name for the float model.
+
+    Raises:
+        QcError: QC411, an input is missing, or has other sizes.
+    """
+    has = {spec.name: spec for spec in input_specs(reference)}
+    for spec in input_specs(other):
+        given = has.get(spec.name)
+        if given is None or not _may_be_fed_alike(spec, given):
+            raise QcError(
+                Code.USAGE,
+                source,
+                f"the quantized model takes {spec}, this one takes "
+                + (str(given) if given else ", ".join(has) or "nothing"),
+                "name the float model that it was compiled from",
+            )
+
+
+def _may_be_fed_alike(a: InputSpec, b: InputSpec) -> bool:
+    if not (a.rank_known and b.rank_known):
+        return True
+    sizes = zip(a.shape, b.shape, strict=False)
+    fixed = ((x, y) for x, y in sizes if isinstance(x, int) and isinstance(y, int))
+    return len(a.shape) == len(b.shape) and all(x == y for x, y in fixed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +92,7 @@ def float_side(
     if recipe.last_logits and opened is whole:
         model, file = model.clone(), ""
         keep_last_logits(model, opened.source)
+    check_inputs(model, artifact.model, opened.source)
     feeds = None
     if data is not None:
         if whole.encoder is not None:

@@ -21,6 +21,7 @@ from qcompiler.runtime.observe import observe
 from qcompiler.runtime.session import open_session, run
 from qcompiler.runtime.settings import SessionSettings
 from qcompiler.runtime.trial_feeds import runnable_feed
+from qcompiler.verify.beside import check_inputs
 from qcompiler.verify.layer_shares import Shares
 from qcompiler.verify.layer_views import Pair, open_both, pairs_of, views_of
 
@@ -137,6 +138,8 @@ def compare_layers(
         QcError: A model cannot be read or run, or the two have no node in common (QC411).
     """
     reference, other = open_both(float_model, quantized)
+    quantized_graph = other.model if isinstance(other, Artifact) else other
+    check_inputs(reference, quantized_graph, "compare")
     if mask is None and isinstance(other, Artifact):
         mask = other.manifest["recipe"].get("calibration", {}).get("mask")
     source: Iterable[Feed] = [runnable_feed(reference)] if feeds is None else feeds
@@ -149,12 +152,7 @@ def compare_layers(
     shapes = observe(model, first)
     pairs = pairs_of(model, spelled, plan)
     if not pairs and len(model.graph):  # a model without nodes has no rows
-        raise QcError(
-            Code.USAGE,
-            "compare",
-            "the two models have no node and no value in common",
-            "give the float model that was quantized",
-        )
+        raise _strangers()
     sums = [
         _Sums(pair, Shares.of(pair.node, pair.other) if shares else None)
         for pair in pairs
@@ -169,8 +167,19 @@ def compare_layers(
         limited = itertools.islice(source, max_feeds)
         count = _stream(model, spelled, group, limited, padding, threads)
     alike = [item for item in sums if item.compared]
+    if sums and not alike:
+        raise _strangers()
     rows = _rows(model, alike)
     return LayerComparison(tuple(rows), count, _unmatched(model, [item.pair for item in alike]))
+
+
+def _strangers() -> QcError:
+    return QcError(
+        Code.USAGE,
+        "compare",
+        "the two models have no node and no value in common",
+        "give the float model that was quantized",
+    )
 
 
 class _Sums:

@@ -70,6 +70,22 @@ def test_report_writes_the_page_again_and_elsewhere(
     assert cli("verify", folder, "--against", mlp).code == 0  # the manifest does not pin the page
 
 
+def test_report_does_not_write_over_the_artifact(
+    cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "out"
+    assert cli("compile", mlp, "--recipe", "float", "-o", folder, "--quiet").code == 0
+    for name in ("model.onnx", "manifest.json"):
+        before = (folder / name).read_bytes()
+        said = cli("report", folder, "-o", folder / name)
+        assert said.code == 2
+        assert "is a file of the artifact" in said.err
+        assert (folder / name).read_bytes() == before
+    said = cli("report", folder / "model.onnx")
+    assert said.code == 2
+    assert "is a file, not a folder" in said.err
+
+
 def test_the_version_is_that_of_the_package(cli: Cli) -> None:
     said = cli("--version")
     assert (said.code, said.out) == (0, f"{importlib.metadata.version('qcompiler-onnx')}\n")

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
+
 from qcompiler_models import tiny
 from quantized_by_others import quantize
 
@@ -43,3 +45,21 @@ def test_a_file_that_is_not_there_is_told(cli: Cli, mlp: pathlib.Path) -> None:
     said = cli("compare", mlp, "nowhere.onnx")
     assert said.code == 2
     assert "QC701" in said.err
+
+
+def test_models_that_are_no_two_forms_of_one_are_refused(
+    cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    other, out = tmp_path / "other.onnx", tmp_path / "out"
+    ir.save(tiny.build("convnet"), other)
+    said = cli("compare", other, mlp)
+    assert said.code == 2
+    assert "name the float model that it was compiled from" in said.err
+    assert cli("compile", mlp, "--recipe", "float", "-o", out, "-q").code == 0
+    assert (
+        "name the float model that it was compiled from"
+        in cli("verify", out, "--against", other).err
+    )
+    said = cli("compare", out, mlp)  # the wrong way around
+    assert said.code == 2
+    assert "this is an artifact, wanted the float model" in said.err

@@ -175,3 +175,17 @@ def test_yaml_does_not_make_objects(tmp_path: pathlib.Path) -> None:
 def test_a_missing_file_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(QcError, match=r"nowhere\.toml"):
         Recipe.of(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"correct_biases": "foo"}, "correct_biases = 'foo': .*boolean.*, or .*'empirical'"),
+        ({"absorb_biases": "foo"}, "absorb_biases = 'foo': .*boolean.*, or .*'deviation'"),
+        ({"smoothing": 0.5}, "smoothing = 0.5: wanted a table of the keys alpha, "),
+        ({"auto": True}, "auto = True: wanted a table of the keys seconds"),
+    ],
+)
+def test_a_value_of_no_type_that_a_key_has_is_told_them_all(given: dict, said: str) -> None:
+    with pytest.raises(QcError, match=said):
+        Recipe.of(given)

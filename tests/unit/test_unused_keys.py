@@ -55,6 +55,8 @@ def unused(
         ("dynamic-int8", {"calibration": {"method": "minmax"}}, ["calibration.method"]),
         ("weight-int4", {"smoothing": {"alpha": 0.3}}, ["smoothing.alpha"]),
         ("weight-int4", {"weights": {"rounding": "nearest"}}, ["weights.rounding"]),
+        ("weight-int4", {"weights": {"rounding": "adaround"}}, []),
+        ("static-fp8", {"smoothing": {"alpha": 0.3}}, ["smoothing.alpha"]),
         ("static-int8", {"correct_biases": "empirical"}, ["correct_biases"]),
         # options of what another key has off
         ("static-int8", {"calibration": {"percentile": 99.0}}, ["calibration.percentile"]),
@@ -64,6 +66,7 @@ def unused(
         ("static-int8", {"verify": {"max_slowdown": 0.5}}, ["verify.max_slowdown"]),
         # a recipe that quantizes nothing
         ("float", {"sensitivity": True}, ["force", "sensitivity"]),
+        ("float", {"keep_float": 2}, ["force", "keep_float"]),
         # keys for other models
         ("static-int8", {"encoder": "float"}, ["encoder"]),
         ("static-int8", {"text": {"length": 64}}, ["text.length"]),

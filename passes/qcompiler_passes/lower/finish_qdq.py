@@ -39,6 +39,7 @@ _NO_GEMM = ("matmul-dynamic", "matmul-weight")
 _BLOCKS_SINCE = 21  # opset of DequantizeLinear's block_size and of 4-bit types
 _TWO_BITS_SINCE = 25
 _FLOAT8_SINCE = 19
+_FLOAT8 = {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2}
 
 # onnxruntime 1.31.1 takes any 8 bits for integers: it fuses Q and DQ of 8-bit floats into operators
 # that refuse them, and drops a Relu or Clip in front of a Q whose zero point is 0
@@ -173,9 +174,9 @@ def _type_options(model: ir.Model) -> dict[str, str]:
     activations to 8 bits.
     """
     words = {node.metadata_props.get(SPEC) for node in model.graph}
-    if any(QSpec.parse(word).is_float8 for word in words if word is not None):
-        return {**_UNFUSED, _OPTIMIZERS: ";".join(_INTEGER_REWRITES)}
     made = {_made_by(node) for node in model.graph}
+    if made & _FLOAT8 or any(QSpec.parse(word).is_float8 for word in words if word is not None):
+        return {**_UNFUSED, _OPTIMIZERS: ";".join(_INTEGER_REWRITES)}
     if made & {ir.DataType.INT16, ir.DataType.UINT16}:
         return _UNFUSED
     return _SIGNED if ir.DataType.INT8 in made else {}
@@ -183,8 +184,11 @@ def _type_options(model: ir.Model) -> dict[str, str]:
 
 def _made_by(node: ir.Node) -> ir.DataType | None:
     """The type that a QuantizeLinear gives; None of any other node."""
+    if node.op_type != "QuantizeLinear":
+        return None
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    return None if zero_point is None or node.op_type != "QuantizeLinear" else zero_point.dtype
+    said = node.attributes.get_int("output_dtype", 0)
+    return ir.DataType(said) if zero_point is None else zero_point.dtype
 
 
 def _check_opset(model: ir.Model) -> Iterator[Diagnostic]:

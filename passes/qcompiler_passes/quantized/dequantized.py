@@ -8,6 +8,7 @@ import onnx_ir as ir
 from qcompiler.ir.edit import add_initializer, constant, replace
 from qcompiler.ir.walk import LINEAR, op_name
 from qcompiler.targets.schema import Form, Scheme, Target
+from qcompiler_passes.quantized.folded_clamps import FoldedClamps
 from qcompiler_passes.quantized.stored import Stored, dequantize_of, is_dequantize, is_quantize
 
 __all__ = ["drop_quantization", "float_constant", "strip_float_operators"]
@@ -18,8 +19,9 @@ def drop_quantization(graph: ir.Graph) -> bool:
 
     What was lost in rounding stays lost: the weights are those of the quantized model. The pairs
     around activations, run-time ones too, are left out, so activations are no longer rounded.
+    Clamps that the ranges held are written out.
     """
-    changed = False
+    changed, clamps = False, FoldedClamps(graph)
     for node in list(graph):
         if not is_dequantize(node):
             continue
@@ -31,6 +33,8 @@ def drop_quantization(graph: ir.Graph) -> bool:
             assert maker is not None
             value = maker.inputs[0]
             assert value is not None
+            if is_quantize(maker):
+                value = clamps.unfold(value, maker)
             replace(graph, [node], [], {node.outputs[0]: value})
             changed = True
     return changed
@@ -46,7 +50,7 @@ def strip_float_operators(graph: ir.Graph, target: Target, form: Form) -> bool:
     computing = {row.op for row in rows} | {"Gemm"}
     storing = {row.op for row in rows if row.output is not None}
     moving = {row.op for row in target.carries} | {row.op for row in target.unifies}
-    changed = False
+    changed, clamps = False, FoldedClamps(graph)
     for node in list(graph):
         source = node.inputs[0] if is_dequantize(node) else None
         maker = None if source is None else source.producer()
@@ -59,7 +63,8 @@ def strip_float_operators(graph: ir.Graph, target: Target, form: Form) -> bool:
             name = op_name(use.node)
             kernel = name in computing and (name not in LINEAR or _has_weight(use.node))
             if not kernel and name not in moving:
-                use.node.replace_input_with(use.idx, value)
+                assert maker is not None, "it rounds the value"
+                use.node.replace_input_with(use.idx, clamps.unfold(value, maker))
                 changed = True
     return changed
 

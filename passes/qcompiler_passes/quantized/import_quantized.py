@@ -64,7 +64,7 @@ class ImportQuantized(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Rewrite the main graph; operators in bodies stay."""
         graph = model.graph
-        diagnostics: list[Diagnostic] = []
+        diagnostics = _arithmetic(graph, state)
         changed = drop_idle_channels(graph)
         for node in list(graph):
             spell = _SPELLINGS.get(op_name(node))
@@ -94,6 +94,26 @@ class ImportQuantized(Pass):
         if changed:
             remove_dead(model)
         return PassResult(modified=changed, diagnostics=diagnostics)
+
+
+def _arithmetic(graph: ir.Graph, state: State) -> list[Diagnostic]:
+    """Tell of products that multiplied floats, which the kernels here do on request alone."""
+    if state.recipe.weights.accuracy_level != 4 or state.target.runtime != "onnxruntime":
+        return []
+    exact = [
+        node
+        for node in graph
+        if node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == 0
+    ]
+    if not exact:
+        return []
+    message = (
+        f"{len(exact)} MatMulNBits came without an accuracy level, under which activations stay"
+        " float; they are rounded to int8 block by block now, which is faster"
+    )
+    hint = "weights.accuracy_level = 1 keeps them in float"
+    values = {"nodes": len(exact)}
+    return [Diagnostic(Code.ROUNDED_ACTIVATIONS, "MatMulNBits", message, hint, values)]
 
 
 def _constants(graph: ir.Graph, opset: int) -> bool:

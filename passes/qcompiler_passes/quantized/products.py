@@ -123,12 +123,12 @@ def _matmul_nbits(node: ir.Node, tape: Tape) -> Spelling | str:
         return f"opset {opset} cannot dequantize blocks of {bits} bits"
     if node.attributes.get_int("accuracy_level", 0) not in (0, 4):
         return "its accuracy level asks for other arithmetic than the kernel has"
-    if a is None or a.dtype is not ir.DataType.FLOAT:
-        return "it is not float32"
     data, scale = constant(blob), constant(scales)
     points = constant(zeros)
-    if data is None or scale is None or (zeros is not None and points is None):
+    if a is None or data is None or scale is None or (zeros is not None and points is None):
         return "its weight is not constant"
+    if scale.dtype != np.float32:  # activations are of the same type, whether it is stated or not
+        return "it is not float32"
     if points is not None and points.dtype != np.uint8:
         return "its zero points are floats"
     groups = -(-k // block)

@@ -143,3 +143,22 @@ def test_ranges_of_one_value_hold_it() -> None:
         mse_range(found, U8),
     ):
         assert hi >= 2.5 * (1 - BIN)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_magnitudes_are_counted_as_those_of_the_absolute_values(seed: int) -> None:
+    x = np.tanh(2 * np.random.default_rng(seed).standard_normal(20_000)).astype(np.float32)
+    x[:50] = 0.0
+    found, want = distribution(x).magnitudes(), distribution(np.abs(x))
+    np.testing.assert_array_equal(found.left, want.left)
+    np.testing.assert_array_equal(found.right, want.right)
+    np.testing.assert_array_equal(found.count, want.count)
+    assert (found.linear(0.0, 1.0, 2048) >= 0).all()
+
+
+def test_entropy_of_a_symmetric_range_divides_by_no_negative_count() -> None:
+    x = np.tanh(2 * np.random.default_rng(1).standard_normal(131_072)).astype(np.float32)
+    with np.errstate(invalid="raise", divide="raise"):
+        lo, hi = entropy_range(distribution(x), S8)
+    assert lo == -hi
+    assert 0.5 < hi <= 1.0

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends import open_model
 from qcompiler.pipeline.contract import State
@@ -352,3 +353,100 @@ def test_a_given_plan_keeps_nodes_as_they_came() -> None:
     other = State(load_target("tensorrt"), state.recipe, Form.QDQ, sample=feed(), plan=edited)
     with pytest.raises(QcError, match="was made for target"):
         run_pipeline(quantized_pipeline(), model.clone(), other)
+
+
+RELU_IN_RANGE = (
+    LINEAR.replace("y =", "m =")
+    + """
+    mq = QuantizeLinear(m, ms, mz)
+    md = DequantizeLinear(mq, ms, mz)
+    y = Sin(md)
+"""
+)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize(
+    ("recipe", "target"), [("float", "cpu-vnni"), ({"quantized": {"strip": True}}, "tensorrt")]
+)
+def test_a_relu_that_a_range_holds_is_written_out_with_its_upper_end(
+    dtype: type, recipe: object, target: str
+) -> None:
+    smallest = np.array(np.iinfo(dtype).min, dtype)
+    weights = {**linear(), "ms": np.array(0.01, np.float32), "mz": smallest}
+    model = build(RELU_IN_RANGE, weights)
+    again, state = relower(model, feed(), Form.QDQ, target, recipe)
+    assert [node.op_type for node in again.graph].count("Clip") == 1
+    want, got = outputs(model, feed())[0], outputs(again, feed(), state.session)[0]
+    np.testing.assert_allclose(got, want, atol=0.06)  # the input is no longer rounded
+    assert np.isclose(want, np.sin(2.55), atol=1e-5).any()  # the upper end is reached
+
+
+def test_what_is_never_negative_needs_no_clamp() -> None:
+    body = RELU_IN_RANGE.replace("QuantizeLinear(m,", "QuantizeLinear(p,", 1)
+    body = body.replace("mq =", "p = Sigmoid(m)\n    mq =")
+    weights = {**linear(), "ms": np.array(0.01, np.float32), "mz": np.array(0, np.uint8)}
+    again, _ = relower(build(body, weights), feed(), recipe="float")
+    assert [node.op_type for node in again.graph] == ["MatMul", "Sigmoid", "Sin"]
+
+
+def nbits(level: int | None) -> ir.Model:
+    said = "" if level is None else f", accuracy_level = {level}"
+    text = f"""<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
+    g (float[4,64] x) => (float[4,64] y) {{
+      m = com.microsoft.MatMulNBits<K=64, N=64, bits=4, block_size=32{said}>(x, w, s)
+      y = com.microsoft.MatMulNBits<K=64, N=64, bits=4, block_size=32{said}>(m, w, s)
+    }}"""
+    model, rng = ir.from_onnx_text(text), np.random.default_rng(0)
+    for name, array in (
+        ("w", rng.integers(0, 256, (64, 2, 16)).astype(np.uint8)),
+        ("s", rng.uniform(0.01, 0.02, 128).astype(np.float32)),
+    ):
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        model.graph.register_initializer(value)
+        for node in model.graph:
+            for index, given in enumerate(node.inputs):
+                if given is not None and given.name == name:
+                    node.replace_input_with(index, value)
+    return open_model(model).model
+
+
+def test_float_products_of_few_bits_round_activations_now_and_it_is_told() -> None:
+    x = {"x": np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)}
+    want = outputs(nbits(None), x)[0]
+    again, state = relower(nbits(None), x)
+    [told] = [item for item in state.diagnostics if item.code is Code.ROUNDED_ACTIVATIONS]
+    assert told.values == {"nodes": 2}
+    assert [node.attributes.get_int("accuracy_level", 0) for node in again.graph] == [4, 4]
+    exact, state = relower(nbits(None), x, recipe={"weights": {"accuracy_level": 1}})
+    assert not any(item.code is Code.ROUNDED_ACTIVATIONS for item in state.diagnostics)
+    np.testing.assert_allclose(outputs(exact, x)[0], want, rtol=1e-4, atol=1e-4)
+    _, state = relower(nbits(4), x)
+    assert not any(item.code is Code.ROUNDED_ACTIVATIONS for item in state.diagnostics)
+
+
+def test_another_tool_s_8_bit_floats_come_in() -> None:
+    fp8 = ir.DataType.FLOAT8E4M3FN
+    text = """<ir_version: 10, opset_import: ["" : 19]>
+    g (float[4,8] x) => (float[4,8] y) {
+      xq = QuantizeLinear(x, s, z)  xd = DequantizeLinear(xq, s, z)
+      wd = DequantizeLinear(w, s, z)
+      m = MatMul(xd, wd)  mq = QuantizeLinear(m, s, z)  y = DequantizeLinear(mq, s, z)
+    }"""
+    model, rng = ir.from_onnx_text(text), np.random.default_rng(0)
+    arrays = {
+        "s": ir.tensor(np.array(0.05, np.float32)),
+        "z": ir.Tensor(np.zeros((), fp8.numpy()), dtype=fp8),
+        "w": ir.Tensor(rng.standard_normal((8, 8)).astype(fp8.numpy()), dtype=fp8),
+    }
+    for name, tensor in arrays.items():
+        tensor.name = name
+        value = ir.Value(name=name, const_value=tensor)
+        model.graph.register_initializer(value)
+        for node in model.graph:
+            for index, given in enumerate(node.inputs):
+                if given is not None and given.name == name:
+                    node.replace_input_with(index, value)
+    for target in ("cpu", "generic-qdq", "openvino"):
+        artifact = qcompile(model, target=target)
+        assert all(item["cosine"] > 0.9999 for item in artifact.report.fidelity), target
