@@ -118,9 +118,15 @@ def resolve_feeds(
     most = recipe.calibration.max_samples
     feeds, told = open_data(calibration, model, source, recipe.text, most)
     said = (*said, *told)
-    if feeds.reiterable:
-        return feeds, list(itertools.islice(feeds, recipe.verify.feeds)), said
-    return feeds, [feeds.first], said
+    if not feeds.reiterable:
+        return feeds, [feeds.first], said
+    full = itertools.islice((feed for feed in feeds if not _is_empty(feed)), recipe.verify.feeds)
+    return feeds, list(full) or [feeds.first], said
+
+
+def _is_empty(feed: Feed) -> bool:
+    """Whether there is not one sample in it, of which no shape and no time can be judged."""
+    return all(array.ndim and not len(array) for array in feed.values())
 
 
 def resolve_part_feeds(

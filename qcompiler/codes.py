@@ -207,6 +207,8 @@ class Code(enum.Enum):
         "A language model came without a tokenizer: its artifact cannot read a prompt.")
     CLASS_ASSUMED = ("QC717", INFO,
         "A transformers folder names no class that is known; one was taken.")
+    BUFFERS_CHANGE = ("QC718", WARNING,
+        "The torch module changes its buffers when it runs; an artifact has no state.")
 
     # QC9xx: our bug
     PASS_CONTRACT = "QC901", ERROR, "A pass broke its contract. Please report it."

@@ -27,6 +27,7 @@ from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.opened import ENCODER
 from qcompiler.garbage import own_garbage
 from qcompiler.guard import all_float, fall_back, is_quantized
+from qcompiler.ir.walk import custom_operators
 from qcompiler.key_facts import KeyFacts
 from qcompiler.output_folder import check_place
 from qcompiler.pipeline.contract import Feed, Pass, State
@@ -186,7 +187,8 @@ def qcompile(
                     opening=ahead.session,
                 )
             slower = checked.slower_than(recipe.verify.max_slowdown)
-            may_drop = given is None and not recipe.force  # what the user spelled out stays
+            forced = recipe.force or any(rule.force for rule in recipe.rules)
+            may_drop = given is None and not forced  # what the user spelled out stays
             if slower and recipe.verify.guard and may_drop and is_quantized(state.plan):
                 with clock("fall back to float"):
                     passes = ()
@@ -240,7 +242,7 @@ def _tuned(
     reference: ir.Model, state: State, passes: Sequence[Pass], clock: Clock, quantized: bool
 ) -> Tuned:
     """Find which steps for accuracy help, and put the recipe with these into the state."""
-    if quantized or not is_tunable(state):
+    if quantized or not is_tunable(state) or custom_operators(reference):
         return Tuned(state.recipe)
     with clock("try steps"):
         run_passes = functools.partial(run_pipeline, check=False, progress=clock.progress)

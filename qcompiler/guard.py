@@ -21,7 +21,7 @@ from qcompiler.verify.check import Checked, check_artifact
 __all__ = ["all_float", "compile_float", "fall_back", "is_quantized"]
 
 # What the artifact holds besides its layers; untrue once the quantized form is dropped.
-_OF_FORM = frozenset({Code.INT8_CACHE, Code.PREFILL_MEMORY})
+_OF_FORM = frozenset({Code.ALREADY_QUANTIZED, Code.INT8_CACHE, Code.PREFILL_MEMORY})
 
 
 def fall_back(

@@ -305,12 +305,9 @@ def _parse(suffix: str, text: str) -> Any:
         else:
             import tomli as tomllib
         return tomllib.loads(text)
-    import yaml
+    from qcompiler.strict_yaml import load_yaml
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    return load_yaml(text)
 
 
 _MODELS: dict[str, type[pydantic.BaseModel]] = {

@@ -201,6 +201,8 @@ REMEDIES: Mapping[Code, str] = {
     Code.CLASS_ASSUMED: "Nothing if the class is right; else name it in `architectures` of the "
     "folder's config.json.",
     Code.CHECKPOINT_DIFFERS: "Nothing: it says what the format does not hold as the artifact does.",
+    Code.BUFFERS_CHANGE: "Make the buffer an input and an output of the module: who runs the "
+    "artifact then keeps the state.",
     # our own bug
     Code.PASS_CONTRACT: _REPORT,
     Code.INTERNAL: _REPORT,

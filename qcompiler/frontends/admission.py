@@ -29,6 +29,7 @@ from qcompiler.pipeline.contract import Feed
 
 __all__ = ["admit", "is_quantized"]
 
+_VARIADIC = 1000  # more inputs than any operator names
 _FIRST_IR_WITH_OPTIONAL_INPUTS = 4  # before it the format wanted every initializer as an input
 
 # Operators that compute on, or make, quantized data. DequantizeLinear alone is enough: weight-only.
@@ -218,7 +219,12 @@ def _unsorted(graph: ir.Graph) -> bool:
 
 
 def _check_graph(model: ir.Model, source: str) -> None:
-    for sentence in (*_unknown_operators(model), *_untyped_inputs(model), *violations(model)):
+    for sentence in (
+        *_unknown_operators(model),
+        *_misused_operators(model),
+        *_untyped_inputs(model),
+        *violations(model),
+    ):
         raise QcError(Code.INVALID_GRAPH, source, sentence, "onnx.checker.check_model tells more")
 
 
@@ -230,6 +236,36 @@ def _unknown_operators(model: ir.Model) -> Iterator[str]:
             yield f"the standard has no operator {op_type!r}; {nearest(op_type, known)}"
         elif not _exists(op_type, version):
             yield f"operator {op_type!r} does not exist in opset {version}"
+
+
+def _misused_operators(model: ir.Model) -> Iterator[str]:
+    """Nodes whose inputs, outputs or attributes are none that their operator has."""
+    version = model.opset_imports.get("", OLDEST_OPSET)
+    for node in all_nodes(model):
+        if node.domain or not _exists(node.op_type, version):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version)
+        where = f"{node.name} ({node.op_type})"
+        given = len(node.inputs)
+        while given and node.inputs[given - 1] is None:
+            given -= 1
+        if not schema.min_input <= given <= schema.max_input:
+            yield f"{where} has {given} inputs, wanted {_span(schema.min_input, schema.max_input)}"
+        if not schema.min_output <= len(node.outputs) <= schema.max_output:
+            wanted = _span(schema.min_output, schema.max_output)
+            yield f"{where} has {len(node.outputs)} outputs, wanted {wanted}"
+        for name, wanted in schema.attributes.items():
+            attr = node.attributes.get(name)
+            if attr is None and wanted.required:
+                yield f"{where} lacks the attribute {name!r}"
+            elif attr is not None and attr.type.name != wanted.type.name:
+                yield f"{where} has {name!r} of type {attr.type.name}, wanted {wanted.type.name}"
+
+
+def _span(least: int, most: int) -> str:
+    if least == most:
+        return str(least)
+    return f"{least} or more" if most > _VARIADIC else f"{least} to {most}"
 
 
 def _exists(op_type: str, version: int) -> bool:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompiler.diagnostics import Code, QcError, nearest
 from qcompiler.ir.edit import constant
 from qcompiler.pipeline.contract import Feed
+from qcompiler.runtime.known_sizes import known_sizes
 
 __all__ = [
     "FreeSizes", "InputSpec", "check_feed", "default_dims", "generate_feed", "input_specs",
@@ -127,9 +128,10 @@ def generate_feed(
 
     Integers that index an embedding table (a Gather along axis 0 of a constant, through casts and
     reshapes) are uniform below the smallest such table; masks and other integers are ones; token
-    types are zeros; positions count up; floats are normal(0, 1). Named dimensions are 2 for a
-    batch, 32 for a sequence, 0 for what is past, 224 for the sides of a picture, unless ``dims``
-    or ``sizes`` say otherwise.
+    types are zeros; positions count up; floats are normal(0, 1). Sizes that are not stated are
+    those that the graph's constants tell (channels of a convolution), else 2 for a batch, 32 for a
+    sequence, 0 for what is past, 224 for the sides of a picture, unless ``dims`` or ``sizes`` say
+    otherwise.
 
     Args:
         model: The model.
@@ -139,12 +141,23 @@ def generate_feed(
     """
     rng = np.random.default_rng(seed)
     specs = input_specs(model)
-    named = {**default_dims(specs, sizes), **(dims or {})}
     values = {value.name: value for value in model.graph.inputs}
+    known = {spec.name: known_sizes(values[spec.name]) for spec in specs}
+    told = {
+        dim: known[spec.name][axis]
+        for spec in specs
+        for axis, dim in enumerate(spec.shape)
+        if isinstance(dim, str) and axis in known[spec.name]
+    }
+    named = {**default_dims(specs, sizes), **told, **(dims or {})}
     feed = {}
     for spec in specs:
         shape = tuple(
-            dim if isinstance(dim, int) else named[dim] if dim else _guess("", axis, spec, sizes)
+            dim
+            if isinstance(dim, int)
+            else named[dim]
+            if dim
+            else known[spec.name].get(axis, _guess("", axis, spec, sizes))
             for axis, dim in enumerate(spec.shape)
         )
         feed[spec.name] = _draw(rng, values[spec.name], spec, shape)

@@ -209,7 +209,12 @@ class _Search:
             "max_drop",
             f"{said}; wanted at most {max_drop:g}, so {drop - max_drop:.3g} too much;"
             " this is the best that was found",
-            "allow a larger drop, give more calibration data, or mend the metric",
+            "allow a larger drop, give more calibration data, or mend the metric"
+            + (
+                "; absorb_biases = 'deviation' clips, also where layers then return to float"
+                if self.recipe.absorb_biases == "deviation"
+                else ""
+            ),
             values,
         )
 

@@ -15,7 +15,7 @@ from qcompiler.calibration.padding import Padding
 from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.ir.edit import constant
 from qcompiler.ir.provenance import origins
-from qcompiler.ir.walk import all_nodes, custom_operators
+from qcompiler.ir.walk import all_nodes, captured, custom_operators
 from qcompiler.pipeline.contract import Feed, State
 from qcompiler.plan import Plan, Verdict
 from qcompiler.runtime.kv_cache import cache_in_floats
@@ -35,6 +35,7 @@ _LATENCY_SECONDS = 0.5  # enough for ~10 pairs of a 30 ms model; longer only del
 _SECOND_LOOK_SECONDS = 3.0
 _SHAPES_TOLD = 4  # inputs of a feed
 # Exact rewrites reorder float32 sums, so equality is up to rounding of the largest value.
+_SELECTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 _EXACT_RTOL = 1e-4
 # Where a graph computes in 16 bits, it rounds to their 11 bits at each step.
 _HALF_RTOL = 1e-2
@@ -139,7 +140,13 @@ def check_artifact(
         profile = _profile(before, after, state) if fits else {}
     only_weights = plan is not None and plan.only_weights
     steps = _output_steps(candidate)
-    diagnostics = judge(fidelity, state.recipe.verify, only_weights=only_weights, steps=steps)
+    diagnostics = judge(
+        fidelity,
+        state.recipe.verify,
+        only_weights=only_weights,
+        steps=steps,
+        counted=_counted_outputs(reference),
+    )
     if not fits:
         diagnostics.append(
             _not_verified(
@@ -158,6 +165,16 @@ def check_artifact(
         latency = _latency(float_session, session, timed, _SECOND_LOOK_SECONDS)
         checked = dataclasses.replace(checked, latency=latency)
     return checked
+
+
+def _counted_outputs(model: ir.Model) -> set[str]:
+    """Outputs whose sizes may hang on what operators select by value."""
+    selected: set[ir.Value] = set()
+    for node in model.graph:
+        inside = (*node.inputs, *captured(node))
+        if node.op_type in _SELECTING or any(value in selected for value in inside):
+            selected.update(node.outputs)
+    return {str(value.name) for value in model.graph.outputs if value in selected}
 
 
 def _output_steps(model: ir.Model) -> dict[str, float]:

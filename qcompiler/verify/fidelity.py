@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -169,6 +169,7 @@ def judge(
     *,
     only_weights: bool = False,
     steps: Mapping[str, float] = MappingProxyType({}),
+    counted: Collection[str] = (),
 ) -> list[Diagnostic]:
     """Diagnostics for outputs below the recipe's thresholds: WRONG_RESULT or LOW_FIDELITY.
 
@@ -178,14 +179,31 @@ def judge(
         only_weights: Whether activations are in float, which decides what would help.
         steps: By output that the artifact stores in integers, how far apart its numbers are. An
             output that differs by less is no wrong result, whatever its cosine.
+        counted: Outputs whose sizes hang on values (what NonMaxSuppression selects): rounding may
+            select others, which is no wrong result.
     """
     remedy = (
         "round the weights by calibration data (as 'w4-gptq' does), in smaller groups or more bits"
         if only_weights
         else "give more calibration data, use recipe 'dynamic-int8'"
     ) + ", or keep layers in float"
-    told = (_told(item, options, remedy, steps.get(item.output, 0.0)) for item in results)
+    told = (
+        _recounted(item)
+        if item.unlike and item.output in counted
+        else _told(item, options, remedy, steps.get(item.output, 0.0))
+        for item in results
+    )
     return [item for item in told if item is not None]
+
+
+def _recounted(item: OutputFidelity) -> Diagnostic:
+    return Diagnostic(
+        Code.LOW_FIDELITY,
+        item.output,
+        f"{item.unlike}: its size hangs on values, of which rounding selects others; nothing is "
+        "compared",
+        "score the artifact on your task, by a metric and max_drop",
+    )
 
 
 def _told(

@@ -153,7 +153,14 @@ def test_files_of_each_kind_read_alike(tmp_path: pathlib.Path, suffix: str, text
 
 
 @pytest.mark.parametrize(
-    ("suffix", "text"), [(".toml", "a = ["), (".yaml", "a: [b"), (".json", "{"), (".yaml", "- 1")]
+    ("suffix", "text"),
+    [
+        (".toml", "a = ["),
+        (".yaml", "a: [b"),
+        (".json", "{"),
+        (".yaml", "- 1"),
+        (".yaml", "base: auto\nbase: float\n"),
+    ],
 )
 def test_a_file_that_does_not_parse_is_refused(
     tmp_path: pathlib.Path, suffix: str, text: str

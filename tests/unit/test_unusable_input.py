@@ -564,3 +564,10 @@ def test_an_artifact_for_another_machine_is_written_and_said_to_be_unverified(
     if not (set(load_target(target).isa) <= host_flags() and target.startswith("cpu")):
         assert Code.NOT_VERIFIED in {item.code for item in artifact.report.diagnostics}
     shutil.rmtree(tmp_path / "out")
+
+
+def test_an_empty_batch_in_front_decides_nothing() -> None:
+    name = mlp().graph.input[0].name
+    empty = {name: np.asarray(FEEDS[0][name])[:0]}
+    artifact = qcompile(mlp(), recipe=FORCED, calibration=[empty, *FEEDS])
+    assert artifact.plan.count() == qcompile(mlp(), recipe=FORCED, calibration=FEEDS).plan.count()

@@ -174,9 +174,12 @@ def _carry(graph: ir.Graph, node: ir.Node) -> bool:
         _pad_with_integers(graph, node, stored[0])
     for index, operand in operands.items():
         node.replace_input_with(index, operand.q)
+    integers = next(iter(operands.values())).q
     for output, quantize_node in zip(node.outputs, stored, strict=True):
         if quantize_node is not None:
             _take_place(output, quantize_node)
+        elif integers.dtype is not None:  # nobody reads it, and its type must be right all the same
+            output.type = ir.TensorType(integers.dtype)
     return True
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompiler.calibration.extremes import ChannelSpread, channel_spreads
 from qcompiler.diagnostics import Code, Diagnostic
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
+from qcompiler.plan import Plan, Verdict
 from qcompiler_passes.prepare.layer_pairs import (
     Linear,
     Pair,
@@ -21,6 +22,7 @@ from qcompiler_passes.prepare.layer_pairs import (
     shift_bias,
     takes_bias,
 )
+from qcompiler_passes.prepare.trial_plan import trial_plan
 
 __all__ = ["AbsorbBiases"]
 
@@ -75,6 +77,9 @@ class AbsorbBiases(Pass):
             return PassResult(modified=False, diagnostics=(told,))
         said: list[Diagnostic] = []
         pairs = [pair for pair in find_pairs(model.graph) if _suits(pair, said)]
+        if wanted == "deviation" and pairs:
+            plan = trial_plan(model, state)
+            pairs = [pair for pair in pairs if _is_stored(pair, plan, said)]
         if not pairs and not said:
             said.append(no_pairs("absorb_biases"))
         spreads = _spreads(model, pairs, state)
@@ -105,6 +110,15 @@ def _suits(pair: Pair, said: list[Diagnostic]) -> bool:
     if why:
         said.append(_kept(pair, why))
     return not why
+
+
+def _is_stored(pair: Pair, plan: Plan, said: list[Diagnostic]) -> bool:
+    """Whether the plan quantizes both layers: clipping what stays in float only does harm."""
+    layers = (pair.first.node, pair.second.node)
+    if all(plan.nodes[node.name or ""].verdict is Verdict.QUANTIZED for node in layers):
+        return True
+    said.append(_kept(pair, "one of the two layers stays in float, which would be clipped in vain"))
+    return False
 
 
 def _pads(node: ir.Node) -> bool:

@@ -21,6 +21,7 @@ from qcompiler.frontends.decoder.families import FAMILIES
 from qcompiler.frontends.decoder.geometry import PLAIN_EXPORT, Geometry
 from qcompiler.frontends.decoder.quantized import Layout, layout_of, take_quantized
 from qcompiler.frontends.opened import Opened
+from qcompiler.frontends.quiet_loading import without_bars
 from qcompiler.frontends.tokenizer import encoder_of
 from qcompiler.ir.lazy import Stored
 from qcompiler.pipeline.contract import Feed
@@ -128,9 +129,10 @@ def open_gguf(path: pathlib.Path) -> Opened:
     import transformers
 
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
+        with without_bars():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            )
     except Exception as error:  # its readers unpack bytes and fail in many ways
         raise QcError(
             Code.UNSUPPORTED_INPUT,

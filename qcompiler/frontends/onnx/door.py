@@ -96,13 +96,14 @@ def _open(
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise _sparse(source, f"initializer {name!r} is stored sparse")
+    _check_types(proto.graph, source)
     try:
         with _silent_onnx_ir():
             model = ir.from_proto(proto)
             attach(model, weights)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
-        reason = error.__cause__ or error
-        if "sparse_tensor" in str(reason):
+        reason = _innermost(error)
+        if "sparse" in str(reason).lower():
             raise _sparse(source, "a Constant has a sparse value") from error
         raise QcError(
             Code.INVALID_GRAPH,
@@ -114,6 +115,28 @@ def _open(
         ir.external_data.set_base_dir(model.graph, folder)
     check_external(model, source, folder)
     return admit(model, "onnx", source)
+
+
+def _check_types(graph: onnx.GraphProto, source: str) -> None:
+    """Refuse maps: they are legal, and what this is built on has no form for them."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type
+        while kind.HasField("sequence_type"):
+            kind = kind.sequence_type.elem_type
+        if kind.HasField("map_type"):
+            raise QcError(
+                Code.UNSUPPORTED_INPUT,
+                source,
+                f"{value.name!r} is a map or a sequence of maps (ZipMap), wanted tensors",
+                "convert the model without: options={'zipmap': False} of skl2onnx",
+            )
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What was raised first: onnx_ir fails itself while it tells of some errors."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
 
 
 def _sparse(source: str, found: str) -> QcError:

@@ -20,14 +20,17 @@ import onnx_ir as ir
 import torch
 from torch.utils import _pytree as pytree
 
-from qcompiler.diagnostics import Code, QcError
+from qcompiler.diagnostics import Code, Diagnostic, QcError
 from qcompiler.frontends.torch.example_inputs import ExampleInputs
 from qcompiler.frontends.torch.rotary_caches import widen_rotary_caches
 from qcompiler.ir.edit import unique
 
-__all__ = ["evaluation_mode", "export_to_ir", "output_names", "run_once"]
+__all__ = [
+    "evaluation_mode", "export_to_ir", "kept_buffers", "output_names", "run_once", "stateful",
+]  # fmt: skip
 
 OPSET = 23
+_LARGE_SIZE = 1 << 31  # limits beyond it are those of integers
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -38,6 +41,7 @@ def export_to_ir(
     *,
     dynamic: Mapping[str, Any] | None = None,
     outputs: Sequence[str] | None = None,
+    any_size: bool = False,
 ) -> ir.Model:
     """The exported model.
 
@@ -47,6 +51,8 @@ def export_to_ir(
         source: The user's name for the model.
         dynamic: Axis names per input, shaped like ``inputs.named``; None for fixed shapes.
         outputs: Names of the flattened outputs.
+        any_size: Refuse an export that holds for some sizes of the dynamic axes only: a module that
+            branches on a size is exported as it is for that of ``inputs``.
 
     Raises:
         QcError: QC705 with the place and the first lines of the exporter's reason.
@@ -67,10 +73,42 @@ def export_to_ir(
     except Exception as error:
         raise export_error(error, source) from error
     assert program is not None, "export with dynamo=True gives a program"
+    if any_size and (limits := _size_limits(program)):
+        raise QcError(
+            Code.NO_EXPORT,
+            source,
+            f"the module computes otherwise for other sizes: torch exports it for {limits} alone",
+            "make the control flow independent of sizes",
+        )
     model: ir.Model = program.model
     widen_rotary_caches(model)
     _give_back_names(model)
     return model
+
+
+def _size_limits(program: Any) -> str:
+    """What sizes of the inputs' dynamic axes the exported program holds for; "" for all.
+
+    torch takes a size of 0 or 1 for special, so from 2 on is from anything on.
+    """
+    exported = program.exported_program
+    symbols = {
+        str(size)
+        for node in exported.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+        for size in node.meta["val"].shape
+        if isinstance(size, torch.SymInt)
+    }
+    found = []
+    for symbol, limits in exported.range_constraints.items():
+        if str(symbol) not in symbols:
+            continue
+        low, high = limits.lower, limits.upper
+        if low > 2:
+            found.append(f"sizes from {low} on")
+        if high.is_number and high.is_finite and high < _LARGE_SIZE:
+            found.append(f"sizes up to {high}")
+    return " and ".join(found)
 
 
 def _give_back_names(model: ir.Model) -> None:
@@ -162,6 +200,44 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for item in training:
             item.training = True
+
+
+@contextlib.contextmanager
+def kept_buffers(module: torch.nn.Module) -> Iterator[list[str]]:
+    """All buffers as they were, whatever runs; the list gets the names of those that changed."""
+    before = [
+        (name, owner, key, tensor, tensor.detach().clone())
+        for name, owner in module.named_modules()
+        for key, tensor in owner._buffers.items()
+        if tensor is not None
+    ]
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for name, owner, key, tensor, value in before:
+            now = owner._buffers.get(key)
+            if now is None or now.shape != value.shape or not bool(torch.eq(now, value).all()):
+                changed.append(f"{name}.{key}" if name else key)
+            owner._buffers[key] = tensor
+            with torch.no_grad():
+                tensor.copy_(value)
+
+
+def stateful(changed: Sequence[str], source: str) -> list[Diagnostic]:
+    """QC718 for buffers that a module changes when it runs; nothing where there are none."""
+    if not changed:
+        return []
+    return [
+        Diagnostic(
+            Code.BUFFERS_CHANGE,
+            source,
+            f"forward changes {', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}: the "
+            "artifact computes each time as if for the first time",
+            "make what changes an input and an output",
+            {"buffers": list(changed)},
+        )
+    ]
 
 
 def run_once(module: torch.nn.Module, inputs: ExampleInputs, source: str) -> Any:

@@ -18,9 +18,18 @@ from qcompiler.frontends.torch.example_inputs import (
     example_feed,
     without_bfloat16,
 )
-from qcompiler.frontends.torch.export import evaluation_mode, export_to_ir, output_names, run_once
+from qcompiler.frontends.torch.export import (
+    evaluation_mode,
+    export_to_ir,
+    kept_buffers,
+    output_names,
+    run_once,
+    stateful,
+)
 
 __all__ = ["open_module"]
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.")
 
 
 def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
@@ -44,15 +53,30 @@ def open_module(module: torch.nn.Module, example_inputs: Any) -> Opened:
     kind: Kind = "fx" if isinstance(module, torch.fx.GraphModule) else "torch"
     inputs = ExampleInputs.bind(module, example_inputs, source)
     module, inputs, cast = without_bfloat16(module, inputs, source)
+    _refuse_quantized(module, source)
     with evaluation_mode(module):
-        result = run_once(module, inputs, source)
+        with kept_buffers(module) as changed:
+            result = run_once(module, inputs, source)
         names = output_names(result, tuple(inputs.named))
         try:
             model, notes = _export_with_batch(module, inputs, source, names)
         except QcError as error:
             raise _blamed_on(result, error.diagnostic) from error
     opened = admit(model, kind, source, example_feed(model, inputs.tensors()))
-    return with_diagnostics(opened, *cast, *notes)
+    return with_diagnostics(opened, *cast, *notes, *stateful(changed, source))
+
+
+def _refuse_quantized(module: torch.nn.Module, source: str) -> None:
+    """Refuse a module that torch.ao has converted: its packed weights export to nothing."""
+    for name, item in module.named_modules():
+        if type(item).__module__.startswith(_QUANTIZED):
+            raise QcError(
+                Code.UNSUPPORTED_INPUT,
+                source,
+                f"{name or 'it'} is a {type(item).__name__} of {type(item).__module__}: the module "
+                "is quantized already, in a form that does not export",
+                "give the float module that it was made of",
+            )
 
 
 def _blamed_on(result: Any, found: Diagnostic) -> QcError:
@@ -79,7 +103,9 @@ def _export_with_batch(
         lambda x: {0: "batch"} if isinstance(x, torch.Tensor) else None, inputs.named
     )
     try:
-        model = export_to_ir(module, doubled(inputs), source, dynamic=dynamic, outputs=names)
+        model = export_to_ir(
+            module, doubled(inputs), source, dynamic=dynamic, outputs=names, any_size=True
+        )
     except QcError as error:
         fixed = export_to_ir(module, inputs, source, outputs=names)
         return fixed, [_fixed(source, error.diagnostic.message)]

@@ -14,13 +14,20 @@ from qcompiler.diagnostics import Code, QcError
 from qcompiler.frontends.admission import admit, with_diagnostics
 from qcompiler.frontends.config_file import class_assumed
 from qcompiler.frontends.opened import Opened
+from qcompiler.frontends.quiet_loading import without_bars
 from qcompiler.frontends.torch.example_inputs import (
     ExampleInputs,
     doubled,
     example_feed,
     without_bfloat16,
 )
-from qcompiler.frontends.torch.export import evaluation_mode, export_to_ir, output_names, run_once
+from qcompiler.frontends.torch.export import (
+    evaluation_mode,
+    export_to_ir,
+    kept_buffers,
+    output_names,
+    run_once,
+)
 
 __all__ = ["open_folder", "open_pretrained"]
 
@@ -55,7 +62,8 @@ def open_folder(folder: pathlib.Path, example_inputs: Any = None) -> Opened:
         names = getattr(config, "architectures", None) or []
         cls = getattr(transformers, names[0], None) if names else None
         loader = cls or transformers.AutoModel
-        model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        with without_bars():
+            model = loader.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except Exception as error:  # its classes check files and fields by errors of many kinds
         raise QcError(
             Code.UNSUPPORTED_INPUT,
@@ -86,7 +94,9 @@ def open_pretrained(model: Any, example_inputs: Any, source: str) -> Opened:
     inputs = ExampleInputs.bind(model, example_inputs, source)
     model, inputs, notes = without_bfloat16(model, inputs, source)
     with evaluation_mode(model), _without_cache(model):
-        names = output_names(run_once(model, inputs, source), tuple(inputs.named))
+        with kept_buffers(model):
+            result = run_once(model, inputs, source)
+        names = output_names(result, tuple(inputs.named))
         dynamic = {name: _axes(name, item) for name, item in inputs.named.items()}
         exported = export_to_ir(model, doubled(inputs), source, dynamic=dynamic, outputs=names)
     opened = admit(exported, "transformers", source, example_feed(exported, inputs.tensors()))

@@ -227,3 +227,46 @@ def test_infinity_in_a_mask_is_allowed() -> None:
 
 def test_what_is_no_model_is_refused_by_its_type() -> None:
     assert "builtins.dict" in str(refused({"a": 1}, Code.UNSUPPORTED_INPUT))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("y = MatMul(x)", "has 1 inputs, wanted 2"),
+        ('y = Transpose<perm = "abc">(x)', "has 'perm' of type STRING, wanted INTS"),
+        ("y = Cast(x)", "lacks the attribute 'to'"),
+        ("y = Relu(x, x)", "has 2 inputs, wanted 1"),
+        ("y, z = Relu(x)", "has 2 outputs, wanted 1"),
+    ],
+)
+def test_operators_that_are_used_as_none_are_named(body: str, said: str) -> None:
+    error = refused(parsed(f"g (float[2,2] x) => (float[2,2] y) {{ {body} }}"), Code.INVALID_GRAPH)
+    assert said in error.diagnostic.message
+
+
+def test_maps_are_refused_with_the_way_to_do_without() -> None:
+    proto = parsed("g (float[2,2] x) => (float[2,2] y) { y = Relu(x) }")
+    kind = proto.graph.output.add(name="probabilities").type.sequence_type.elem_type.map_type
+    kind.key_type = onnx.TensorProto.INT64
+    kind.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    error = refused(proto, Code.UNSUPPORTED_INPUT)
+    assert "'probabilities' is a map" in error.diagnostic.message
+    assert "zipmap" in error.diagnostic.hint
+
+
+@pytest.mark.parametrize(("offset", "said"), [("-4", "-4"), ("abc", "'abc'")])
+def test_an_external_offset_that_is_none_is_told_as_it_is(
+    offset: str, said: str, tmp_path: pathlib.Path
+) -> None:
+    proto = ir.to_proto(tiny.build("mlp"))
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "w.bin"), ("offset", offset)):
+            tensor.external_data.add(key=key, value=value)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(QcError) as caught:
+        open_model(path)
+    assert said in str(caught.value)
+    assert "lambda" not in str(caught.value)

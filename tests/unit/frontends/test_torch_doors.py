@@ -233,3 +233,44 @@ def test_no_pickle_in_a_program_file_is_executed(tmp_path: pathlib.Path) -> None
 def test_a_file_that_is_no_program_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "net.pt2").write_bytes(b"no archive")
     refused(tmp_path / "net.pt2", None, Code.UNSUPPORTED_INPUT)
+
+
+class Counter(nn.Module):  # type: ignore[name-defined, misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return x * self.calls
+
+
+def test_buffers_that_forward_changes_stay_the_user_s_and_are_told() -> None:
+    module = Counter().eval()
+    opened = open_model(module, torch.ones(2, 3))
+    assert float(module.calls) == 0
+    [told] = [item for item in opened.diagnostics if item.code is Code.BUFFERS_CHANGE]
+    assert told.values == {"buffers": ["calls"]}
+    session = open_session(opened.model)
+    for _ in range(2):
+        (given,) = run(session, {"x": np.ones((2, 3), np.float32)}).values()
+        np.testing.assert_array_equal(given, np.ones((2, 3)))
+
+
+class SizeBranch(nn.Module):  # type: ignore[name-defined, misc]
+    def forward(self, x: Any) -> Any:
+        return x + 1 if x.shape[0] > 2 else x * 0
+
+
+def test_a_branch_on_the_batch_is_no_graph_for_any_batch() -> None:
+    opened = open_model(SizeBranch().eval(), torch.ones(4, 3))
+    assert opened.model.graph.inputs[0].shape[0] == 4
+    [told] = [item for item in opened.diagnostics if item.code is Code.FIXED_SHAPE]
+    assert "sizes from 3 on alone" in told.message
+
+
+def test_a_module_that_torch_has_quantized_is_refused_as_that() -> None:
+    module = nn.Sequential(nn.Linear(4, 4)).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
+    error = refused(quantized, torch.ones(2, 4), Code.UNSUPPORTED_INPUT)
+    assert "quantized already" in error.diagnostic.message

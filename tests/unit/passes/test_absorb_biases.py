@@ -20,6 +20,8 @@ from qcompiler.pipeline.run import run_pipeline
 from qcompiler.recipe import Recipe
 from qcompiler.runtime.inputs import input_specs
 from qcompiler.runtime.session import open_session, run
+from qcompiler.targets.generic_qdq import GENERIC_QDQ
+from qcompiler.targets.schema import Form
 from qcompiler_passes.prepare.absorb_biases import AbsorbBiases
 from rewriting import both, parse, state
 
@@ -52,7 +54,8 @@ def feeds_of(model: ir.Model, seed: int = 0) -> Feeds:
 
 def ready(model: ir.Model, data: Feeds, how: object = True) -> State:
     found = state()
-    found.recipe = Recipe.of({"absorb_biases": how})
+    found.target, found.form = GENERIC_QDQ, Form.QDQ
+    found.recipe = Recipe.of({"base": "static-int8", "absorb_biases": how, "force": True})
     found.feeds = open_feeds(data, input_specs(model))
     found.sample = found.feeds.first
     return found
@@ -193,3 +196,14 @@ def test_the_text_of_a_pair(golden: Callable[[str, str], None]) -> None:
     model = parse(text)
     data = [{"x": np.array([[[[1.0, 2.0]]]], np.float32)}] * 2  # the second channel: 8 and 9
     golden("absorb_biases/conv_pair", both(model, AbsorbBiases(), given=ready(model, data)))
+
+
+def test_layers_that_stay_in_float_are_not_clipped() -> None:
+    model = with_weights(
+        CONVS.format(b1=", b1", b2=", b2", how="kernel_shape = [1, 1]", between="a = Relu(c)")
+    )
+    found = ready(model, feeds_of(model), "deviation")
+    found.recipe = found.recipe.changed(rules=[{"match": "*", "scheme": "float"}])
+    result = AbsorbBiases().run(model, found)
+    assert not result.modified
+    assert "stays in float" in result.diagnostics[0].message

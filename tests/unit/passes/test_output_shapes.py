@@ -51,3 +51,50 @@ def test_an_output_too_small_for_its_range_is_told_and_no_error(pictures) -> Non
     told = [item for item in artifact.report.diagnostics if item.code is Code.LOW_FIDELITY]
     assert {item.where for item in told} == {"fine", "coarse"}
     assert all("stored in steps of 0.00392" in item.message for item in told)
+
+
+DETECTOR = """<ir_version: 10, opset_import: ["" : 17]>
+g (float[1,4,8,8] x) => (int64[K,2] where, float[1,4,8,8] y) {
+  [conv] a = Conv<kernel_shape = [1, 1]>(x, W, B)
+  [relu] y = Relu(a)
+  [found] c = NonZero(y)
+  [turned] w = Transpose(c)
+  [cut] where = Slice(w, LOW, HIGH, ONE)
+}
+"""
+
+
+def test_what_is_selected_by_value_may_be_another_number_of_things(pictures) -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float32)
+    ends = {"LOW": [2], "HIGH": [4], "ONE": [1]}
+    model = open_text(
+        DETECTOR,
+        {"W": weight, "B": np.zeros(4, np.float32)}
+        | {name: np.array(value, np.int64) for name, value in ends.items()},
+    )
+    feeds = [{"x": item["x"][:, :, :8, :8]} for item in pictures]
+    artifact = qcompile(model, target="cpu", recipe=FORCED, calibration=feeds)
+    assert artifact.plan.count()["quantized"] == 1
+    [told] = [item for item in artifact.report.diagnostics if item.where == "where"]
+    assert told.code is Code.LOW_FIDELITY
+
+
+def test_an_output_of_a_split_that_nobody_reads_has_the_integers_type(pictures) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[N,4,16,16] x) => (float[N,2,16,16] y) {
+      [conv] a = Conv<kernel_shape = [1, 1]>(x, W, B)  [relu] r = Relu(a)
+      [split] first, second = Split<axis = 1, num_outputs = 2>(r)
+      [last] y = Conv<kernel_shape = [1, 1]>(first, V)
+    }"""
+    rng = np.random.default_rng(0)
+    model = open_text(
+        text,
+        {
+            "W": rng.standard_normal((4, 4, 1, 1)).astype(np.float32),
+            "B": np.zeros(4, np.float32),
+            "V": rng.standard_normal((2, 2, 1, 1)).astype(np.float32),
+        },
+    )
+    artifact = qcompile(model, target="cpu", recipe=FORCED, calibration=pictures, form="ort")
+    assert artifact.plan.count()["carried"] == 1
+    assert artifact.report.fidelity[0]["cosine"] > 0.99

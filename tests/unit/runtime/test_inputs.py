@@ -150,3 +150,32 @@ def test_a_model_that_does_not_load_is_told_without_a_word_about_sizes() -> None
     with pytest.raises(QcError, match="Odd") as caught:
         runnable_feed(ir.from_onnx_text(text))
     assert "sizes" not in caught.value.diagnostic.hint
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "constants", "shape"),
+    [
+        ("float[N] x", "y = MatMul(x, W)", "float[3,2] W = {1.0,2.0,3.0,4.0,5.0,6.0}", (3,)),
+        (
+            "float[A,B,C,D] x",
+            "t = Transpose<perm = [0,3,1,2]>(x)  s = Sub(t, M)  y = Conv(s, W)",
+            "float[1,3,1,1] W = {1.0,2.0,3.0}, float[1] M = {0.5}",
+            (2, 32, 32, 3),
+        ),
+        (
+            "float[A,B] x",
+            "y = Gemm<transB = 1>(x, W)",
+            "float[2,3] W = {1.0,2.0,3.0,4.0,5.0,6.0}",
+            (2, 3),
+        ),
+        ("float[A,B] x", "y = Add(x, M)", "float[3] M = {1.0,2.0,3.0}", (2, 3)),
+    ],
+)
+def test_sizes_that_constants_tell_are_taken(
+    inputs: str, body: str, constants: str, shape: tuple[int, ...]
+) -> None:
+    model = _parsed(inputs, body, constants)
+    dims = {"B": 32, "C": 32} if len(shape) == 4 else None
+    feed = generate_feed(model, dims=dims)
+    assert feed["x"].shape == shape
+    run(open_session(model), feed)

@@ -205,3 +205,13 @@ def test_the_reference_runs_ahead_as_far_as_its_outputs_are_small(size: int, ord
 
     compare_outputs(lambda f: answer("a"), lambda f: answer("b"), [{}, {}, {}])
     assert "".join(ran) == order
+
+
+def test_a_selection_of_another_size_is_no_wrong_result() -> None:
+    [item] = compare_outputs(
+        lambda _: {"y": np.ones((3, 3))}, lambda _: {"y": np.ones((2, 3))}, [{}]
+    )
+    assert [told.code for told in judge([item], VerifyOptions())] == [Code.WRONG_RESULT]
+    [told] = judge([item], VerifyOptions(), counted={"y"})
+    assert told.code is Code.LOW_FIDELITY
+    assert "[2, 3], float [3, 3]: its size hangs on values" in told.message
