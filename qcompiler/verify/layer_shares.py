@@ -24,6 +24,8 @@ _PLAIN = SessionSettings("disable")
 # Columns of weights differ from the float ones by rounding alone up to here; above, something was
 # folded into them (SmoothQuant's factors), which the input carries the inverse of.
 _ROUNDING = 0.05
+_FLOAT_NOISE = 1e-12  # relative power: two orders of summing differ by as much
+_LARGEST = {ir.DataType.FLOAT8E4M3FN: 448, ir.DataType.FLOAT8E5M2: 57344}
 
 
 @dataclasses.dataclass
@@ -38,8 +40,9 @@ class Shares:
             None where nothing was folded.
         scale: Scale of the static activation, None where it is rounded at run time.
         zero_point: Its zero point.
-        limits: Smallest and largest integer.
-        by_row: Rounded at run time, one scale per row.
+        limits: Smallest and largest integer, or 8-bit float.
+        is_product: It is ``x @ weight``, a MatMul or a Gemm that was spelled as one.
+        float8: The type, where the activation is rounded to 8-bit floats.
     """
 
     node: ir.Node
@@ -49,6 +52,8 @@ class Shares:
     scale: npt.NDArray[np.float32] | None
     zero_point: npt.NDArray[np.int32] | None
     limits: tuple[int, int]
+    is_product: bool
+    float8: ir.DataType | None = None
     weight_noise: float = 0.0
     activation_noise: float = 0.0
     signal: float = 0.0
@@ -57,37 +62,47 @@ class Shares:
     @classmethod
     def of(cls, node: ir.Node, other: ir.Node) -> Shares | None:
         """The layer and its quantized form; None where they cannot be taken apart."""
-        if node.op_type not in LINEAR or other.op_type != node.op_type or node.domain:
+        if node.op_type not in LINEAR or node.domain:
             return None
-        weight = constant(node.inputs[1])
+        weight, is_product = constant(node.inputs[1]), other.op_type == "MatMul"
+        if other.op_type != node.op_type:
+            weight = _as_product(node, weight) if is_product else None
         rounded = floats_of(other.inputs[1])
         if weight is None or rounded is None or weight.shape != rounded.shape:
             return None
         weight = weight.astype(np.float32)
-        factors = _folded(node, weight, rounded)
+        factors = _folded(weight, rounded) if is_product and weight.ndim == 2 else None
         if factors is not None:
             rounded = rounded / factors[:, None]
+        found = cls(node, weight, rounded, factors, None, None, (0, 0), is_product)
         dq = _dequantize(other.inputs[0])
-        if dq is None:
-            return cls(node, weight, rounded, factors, None, None, (0, 0))
+        return found if dq is None else found._rounding_by(dq)
+
+    def _rounding_by(self, dq: ir.Node) -> Shares | None:
+        """The same, its activation out of ``dq``; None where that is not understood."""
         source = dq.inputs[0]
         maker = None if source is None else source.producer()
         dtype = source.dtype if source is not None else None
-        if dtype is None or dtype.is_floating_point():
+        if dtype is None:
             return None
-        bits = dtype.bitwidth
-        low = -(1 << (bits - 1)) if dtype.is_signed() else 0
-        limits = (low, low + (1 << bits) - 1)
+        if dtype in _LARGEST:
+            self.limits, self.float8 = (-_LARGEST[dtype], _LARGEST[dtype]), dtype
+        elif dtype.is_floating_point():
+            return None
+        else:
+            low = -(1 << (dtype.bitwidth - 1)) if dtype.is_signed() else 0
+            self.limits = (low, low + (1 << dtype.bitwidth) - 1)
         if maker is not None and maker.op_type == "DynamicQuantizeLinear":
-            return cls(node, weight, rounded, factors, None, None, limits)
-        scale, zeros = (
-            constant(dq.inputs[1]),
-            constant(dq.inputs[2] if len(dq.inputs) > 2 else None),
-        )
+            return self
+        scale = constant(dq.inputs[1])
+        zeros = constant(dq.inputs[2] if len(dq.inputs) > 2 else None)
         if scale is None or scale.size != 1:
             return None
-        zero = np.zeros((), np.int32) if zeros is None else zeros.astype(np.int32).reshape(())
-        return cls(node, weight, rounded, factors, scale.reshape(()), zero, limits)
+        self.scale = scale.astype(np.float32).reshape(())
+        self.zero_point = np.zeros((), np.int32)
+        if zeros is not None and self.float8 is None:
+            self.zero_point = zeros.astype(np.int32).reshape(())
+        return self
 
     @property
     def input(self) -> str:
@@ -111,9 +126,9 @@ class Shares:
 
     @property
     def weight_share(self) -> float | None:
-        """Power of the weight's error in that of both; None where neither errs."""
+        """Power of the weight's error in that of both; None where there is but float noise."""
         both = self.weight_noise + self.activation_noise
-        return self.weight_noise / both if both > 0.0 else None
+        return self.weight_noise / both if both > _FLOAT_NOISE * self.signal else None
 
     def _round(self, x: Array) -> Array:
         factors = None if self.factors is None else self.factors.astype(np.float32)
@@ -125,11 +140,15 @@ class Shares:
             low, high = z.min(initial=0.0), z.max(initial=0.0)
             found = affine_params(np.asarray(low), np.asarray(high), *self.limits)
             scale, zero = np.asarray(found[0], np.float32), np.asarray(found[1], np.int32)
-        z = dequantize(quantize(z, scale, zero, *self.limits), scale, zero)
+        if self.float8 is not None:
+            steps = np.clip(z / scale, *self.limits).astype(self.float8.numpy())
+            z = steps.astype(np.float32) * scale
+        else:
+            z = dequantize(quantize(z, scale, zero, *self.limits), scale, zero)
         return z if factors is None else np.multiply(z, factors)
 
     def _compute(self, x: Array, w: Array) -> npt.NDArray[np.float64]:
-        if self.node.op_type == "MatMul":
+        if self.is_product:
             product: npt.NDArray[np.float64] = (np.asarray(x, np.float32) @ w).astype(np.float64)
             return product
         if self._session is None:
@@ -153,13 +172,20 @@ def _one_node(node: ir.Node, x_rank: int, w_rank: int) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def _folded(node: ir.Node, weight: Array, rounded: Array) -> Array | None:
+def _as_product(node: ir.Node, weight: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+    """The weight of a Gemm as a MatMul has it; None where it is no plain product."""
+    plain = node.attributes.get_float("alpha", 1.0) == 1.0
+    plain = plain and node.attributes.get_int("transA", 0) == 0
+    if node.op_type != "Gemm" or weight is None or not plain:
+        return None
+    return weight.T if node.attributes.get_int("transB", 0) else weight
+
+
+def _folded(weight: Array, rounded: Array) -> Array | None:
     """Factors per input channel by which the rounded weight is larger, where there are any.
 
     Least squares over the outputs of each channel, which averages rounding out.
     """
-    if node.op_type != "MatMul" or weight.ndim != 2:
-        return None
     w, r = weight.astype(np.float64), rounded.astype(np.float64)
     power = (w * w).sum(axis=1)
     factors = np.where(power > 0.0, (w * r).sum(axis=1) / np.where(power > 0.0, power, 1.0), 1.0)

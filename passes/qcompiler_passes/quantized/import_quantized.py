@@ -90,10 +90,22 @@ class ImportQuantized(Pass):
         if not state.recipe.schemes and not state.recipe.rules:
             changed |= drop_quantization(graph)
         elif state.recipe.quantized.strip:
-            changed |= strip_float_operators(graph, state.target, state.form)
+            stripped = strip_float_operators(graph, state.target, state.form)
+            changed |= stripped
+            if not stripped:
+                diagnostics.append(_NOTHING_TO_STRIP)
         if changed:
             remove_dead(model)
         return PassResult(modified=changed, diagnostics=diagnostics)
+
+
+_NOTHING_TO_STRIP = Diagnostic(
+    Code.KEY_UNUSED,
+    "quantized.strip",
+    "has no effect: no conversion stands before an operator that the target has no kernel for, and "
+    "those whose types no kernel takes stay as well",
+    "take all of the quantization out by the recipe 'float'",
+)
 
 
 def _arithmetic(graph: ir.Graph, state: State) -> list[Diagnostic]:

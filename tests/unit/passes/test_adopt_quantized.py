@@ -450,3 +450,8 @@ def test_another_tool_s_8_bit_floats_come_in() -> None:
     for target in ("cpu", "generic-qdq", "openvino"):
         artifact = qcompile(model, target=target)
         assert all(item["cosine"] > 0.9999 for item in artifact.report.fidelity), target
+
+
+def test_strip_that_finds_nothing_says_so() -> None:
+    _, state = relower(build(LINEAR, linear()), feed(), recipe={"quantized": {"strip": True}})
+    assert [i.where for i in state.diagnostics if i.code is Code.KEY_UNUSED] == ["quantized.strip"]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from by_hand import open_text
 from decoders import decoder, decoder_feed
 from qcompiler import qcompile
 from qcompiler.diagnostics import Code, QcError
@@ -233,3 +234,39 @@ def test_padding_is_where_the_recipe_of_an_artifact_says() -> None:
     )
     assert found == told
     assert found != everywhere
+
+
+def test_a_gemm_that_was_spelled_as_a_product_has_shares(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    text = f"""{HEAD} g (float[N,16] x) => (float[N,8] y) {{
+      [fc] y = Gemm<transB = 1>(x, w, b)
+    }}"""
+    model = open_text(
+        text,
+        {
+            "w": rng.normal(size=(8, 16)).astype(np.float32),
+            "b": rng.normal(size=8).astype(np.float32),
+        },
+    )
+    feeds = [{"x": rng.normal(size=(32, 16)).astype(np.float32)} for _ in range(3)]
+    file = quantize(model, feeds, tmp_path)
+    [row] = compare_layers(model, file, feeds).rows
+    assert row.weight_share is not None
+    assert 0.05 < row.weight_share < 0.95
+    both = [row.weight_sqnr_db, row.activation_sqnr_db]
+    assert all(item is not None and row.sqnr_db - 1 < item < 80 for item in both)
+
+
+def test_layers_of_8_bit_floats_have_shares() -> None:
+    feeds = tiny.feeds("mlp", 3)
+    artifact = qcompile(tiny.build("mlp"), "generic-qdq", "static-fp8", feeds)
+    layers = compare_layers(tiny.build("mlp"), artifact, feeds).rows
+    shares = [row.weight_share for row in layers if row.op == "MatMul"]
+    assert shares
+    assert all(share is not None and 0.05 < share < 0.95 for share in shares)
+
+
+def test_float_noise_has_no_share() -> None:
+    feeds = tiny.feeds("mlp", 3)
+    found = compare_layers(tiny.build("mlp"), qcompile(tiny.build("mlp"), recipe="float"), feeds)
+    assert all(row.weight_share is None for row in found.rows)
