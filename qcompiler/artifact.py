@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,15 +93,21 @@ class Artifact:
 
         return open_session(self.model, settings=self.settings, threads=threads)
 
-    def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+    def run(self, feed: Feed | Sequence[Any] | npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Outputs by name for one feed (a session is made once and kept).
+
+        Args:
+            feed: Arrays by input name, a tuple in the order of the inputs, or the array of a
+                single input.
 
         Raises:
             QcError: QC202 to QC204, the feed does not suit the model; QC606, the runtime fails.
         """
+        from qcompiler.calibration.feeds import named_arrays
         from qcompiler.runtime.session import run
 
-        return run(self._session, check_feed(feed, self._inputs), code=Code.DOES_NOT_LOAD)
+        checked = check_feed(named_arrays(feed, self._inputs), self._inputs)
+        return run(self._session, checked, code=Code.DOES_NOT_LOAD)
 
     @functools.cached_property
     def _inputs(self) -> tuple[InputSpec, ...]:

@@ -24,7 +24,7 @@ from qcompiler.pipeline.contract import Feed
 if TYPE_CHECKING:
     from qcompiler.runtime.inputs import InputSpec
 
-__all__ = ["FeedSource", "guarded", "open_feeds"]
+__all__ = ["FeedSource", "guarded", "named_arrays", "open_feeds"]
 
 _SOURCE = "calibration"
 _FORMS = (
@@ -182,7 +182,7 @@ class FeedSource:
         from qcompiler.runtime.inputs import check_feed
 
         try:
-            feed = check_feed(_named(item, self._specs), self._specs)
+            feed = check_feed(named_arrays(item, self._specs), self._specs)
         except QcError as error:
             found = error.diagnostic
             raise QcError(
@@ -278,8 +278,16 @@ def _length(source: Any) -> int | None:
         return None
 
 
-def _named(item: Any, specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]:
-    """One raw item as arrays by input name; names, shapes and types are not checked here."""
+def named_arrays(item: Any, specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]:
+    """One raw item as arrays by input name; names, shapes and types are not checked here.
+
+    Args:
+        item: A mapping, a tuple in the order of the inputs, or the array of a single input.
+        specs: The model's inputs.
+
+    Raises:
+        QcError: QC202, there are fewer arrays than inputs.
+    """
     if isinstance(item, Mapping):  # BatchEncoding is a UserDict
         return {str(name): _array(value, str(name)) for name, value in item.items()}
     if _is_positional(item):
@@ -303,7 +311,7 @@ def _is_positional(item: Any) -> bool:
 
 def _by_position(items: Sequence[Any], specs: Sequence[InputSpec]) -> dict[str, npt.NDArray[Any]]:
     if items and isinstance(items[0], Mapping):  # (inputs, label) of a loader of dicts
-        return _named(items[0], specs)
+        return named_arrays(items[0], specs)
     if len(items) < len(specs):
         raise QcError(
             Code.FEED_NAME,

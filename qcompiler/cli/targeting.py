@@ -44,13 +44,20 @@ def targets(context: typer.Context, json: Json = False) -> None:
 
 
 def show(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Target name or file.")],
     toml: Annotated[bool, typer.Option("--toml", help="As a target file to edit.")] = False,
+    json: Json = False,
 ) -> None:
     """Show every row of a target with its source."""
     from qcompiler.targets.registry import load_target
 
     target = load_target(name)
+    if json or (context.parent is not None and context.parent.params.get("json")):
+        from qcompiler.targets.toml import target_to_dict
+
+        print_json(target_to_dict(target))
+        return
     if toml:
         from qcompiler.targets.toml import to_toml
 

@@ -199,6 +199,8 @@ def test_targets_lists_and_shows(cli: Cli) -> None:
 
 
 def test_a_shown_target_file_compiles(cli: Cli, mlp: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for words in (["show", "cpu-amx", "--json"], ["--json", "show", "cpu-amx"]):
+        assert cli("targets", *words).json["name"] == "cpu-amx"
     said = cli("targets", "show", "cpu-vnni", "--toml")
     path = tmp_path / "mine.toml"
     path.write_text(said.out)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler import qcompile
 from qcompiler.artifact import Artifact, model_bytes
 from qcompiler.cli.opt import run_opt
 from qcompiler.diagnostics import Code, Diagnostic, QcError
@@ -20,6 +21,7 @@ from qcompiler.plan import NodeDecision, Plan, Verdict
 from qcompiler.report.model import Report, coverage
 from qcompiler.report.page import write_page
 from qcompiler.runtime.settings import SessionSettings
+from qcompiler_models import tiny
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -207,3 +209,17 @@ def test_shared_constants_count_once() -> None:
     twin = ir.Value(name="twin", const_value=tensor)
     model.graph.register_initializer(twin)
     assert model_bytes(model) == before == 16
+
+
+def test_a_feed_is_a_mapping_a_tuple_or_an_array() -> None:
+    model = tiny.build("mlp")
+    name = str(model.graph.inputs[0].name)
+    artifact = qcompile(model, recipe="float")
+    x = tiny.feeds("mlp", 1)[0][name]
+    want = artifact.run({name: x})
+    for feed in (x, (x,)):
+        found = artifact.run(feed)
+        assert all(np.array_equal(found[key], want[key]) for key in want)
+    with pytest.raises(QcError) as error:
+        artifact.run(())
+    assert error.value.code is Code.FEED_NAME
