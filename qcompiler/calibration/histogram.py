@@ -57,7 +57,7 @@ class Distribution:
         right = np.where(negative, -self.left, self.right)
         order = np.lexsort((right, left))
         left, right, count = left[order], right[order], self.count[order]
-        # a bin of zeros alone is as wide as it is far from the next, and is none of its mirror
+        # the bin of zeros has no width, and the one beside it, which begins there, is another
         new = (np.diff(left) > 0) | (left[:-1] == right[:-1]) & (np.diff(right) > 0)
         starts = np.flatnonzero(np.concatenate(([True], new)))
         return Distribution(

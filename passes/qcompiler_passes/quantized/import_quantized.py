@@ -12,6 +12,7 @@ from qcompiler.ir.edit import Tape, remove_dead
 from qcompiler.ir.shape_inference import infer_shapes
 from qcompiler.ir.walk import op_name
 from qcompiler.pipeline.contract import Pass, PassResult, Phase, State
+from qcompiler.recipe import Recipe
 from qcompiler_passes.quantized.dequantized import drop_quantization, strip_float_operators
 from qcompiler_passes.quantized.idle_channels import drop_idle_channels
 from qcompiler_passes.quantized.integer_constants import (
@@ -64,7 +65,8 @@ class ImportQuantized(Pass):
     def run(self, model: ir.Model, state: State) -> PassResult:
         """Rewrite the main graph; operators in bodies stay."""
         graph = model.graph
-        diagnostics = _arithmetic(graph, state)
+        diagnostics: list[Diagnostic] = []
+        rounded = 0
         changed = drop_idle_channels(graph)
         for node in list(graph):
             spell = _SPELLINGS.get(op_name(node))
@@ -83,11 +85,13 @@ class ImportQuantized(Pass):
                 continue
             take_place(graph, spelling)
             changed = True
+            rounded += _rounds_now(node, state)
+        diagnostics += _rounded_activations(rounded)
         if changed:
             infer_shapes(model)
         changed |= _constants(graph, model.opset_imports.get("", 0))
         changed |= spell_movers(graph)
-        if not state.recipe.schemes and not state.recipe.rules:
+        if _to_floats(state.recipe):
             changed |= drop_quantization(graph)
         elif state.recipe.quantized.strip:
             stripped = strip_float_operators(graph, state.target, state.form)
@@ -108,24 +112,28 @@ _NOTHING_TO_STRIP = Diagnostic(
 )
 
 
-def _arithmetic(graph: ir.Graph, state: State) -> list[Diagnostic]:
-    """Tell of products that multiplied floats, which the kernels here do on request alone."""
-    if state.recipe.weights.accuracy_level != 4 or state.target.runtime != "onnxruntime":
-        return []
-    exact = [
-        node
-        for node in graph
-        if node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == 0
-    ]
-    if not exact:
+def _rounds_now(node: ir.Node, state: State) -> bool:
+    """Whether a product multiplied floats, which the kernels here do on request alone."""
+    recipe, level = state.recipe, node.attributes.get_int("accuracy_level", 0)
+    if node.op_type != "MatMulNBits" or level or _to_floats(recipe):
+        return False
+    return recipe.weights.accuracy_level == 4 and state.target.runtime == "onnxruntime"
+
+
+def _to_floats(recipe: Recipe) -> bool:
+    """Whether all of the quantization shall go."""
+    return not recipe.schemes and not recipe.rules
+
+
+def _rounded_activations(count: int) -> list[Diagnostic]:
+    if not count:
         return []
     message = (
-        f"{len(exact)} MatMulNBits came without an accuracy level, under which activations stay"
+        f"{count} MatMulNBits came without an accuracy level, under which activations stay"
         " float; they are rounded to int8 block by block now, which is faster"
     )
     hint = "weights.accuracy_level = 1 keeps them in float"
-    values = {"nodes": len(exact)}
-    return [Diagnostic(Code.ROUNDED_ACTIVATIONS, "MatMulNBits", message, hint, values)]
+    return [Diagnostic(Code.ROUNDED_ACTIVATIONS, "MatMulNBits", message, hint, {"nodes": count})]
 
 
 def _constants(graph: ir.Graph, opset: int) -> bool:

@@ -421,6 +421,8 @@ def test_float_products_of_few_bits_round_activations_now_and_it_is_told() -> No
     exact, state = relower(nbits(None), x, recipe={"weights": {"accuracy_level": 1}})
     assert not any(item.code is Code.ROUNDED_ACTIVATIONS for item in state.diagnostics)
     np.testing.assert_allclose(outputs(exact, x)[0], want, rtol=1e-4, atol=1e-4)
+    _, state = relower(nbits(None), x, recipe="float")
+    assert not any(item.code is Code.ROUNDED_ACTIVATIONS for item in state.diagnostics)
     _, state = relower(nbits(4), x)
     assert not any(item.code is Code.ROUNDED_ACTIVATIONS for item in state.diagnostics)
 
