@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -16,6 +17,8 @@ from qcompiler.diagnostics import Code
 from qcompiler.frontends import open_model
 from qcompiler.ir.walk import all_nodes
 from qcompiler.plan import Verdict
+from qcompiler.targets.onnxruntime_cpu import CPU_VNNI
+from qcompiler.verify.check import Checked
 from qcompiler_models import tiny
 from qcompiler_models.scores import cosines
 
@@ -183,3 +186,14 @@ def test_an_artifact_is_recognised_and_not_quantized_twice(tmp_path: pathlib.Pat
     first = Artifact.load(tmp_path / "out").run(feed)
     for key, array in again.run(feed).items():
         np.testing.assert_allclose(array, first[key], atol=1e-6)
+
+
+@pytest.mark.timed
+def test_what_a_rule_forces_stays_though_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checked, "slower_than", lambda *_: True)
+    rules = [{"op": "MatMul", "scheme": "dynamic", "force": True}]
+    kept = qcompile(tiny.build("mlp"), "cpu-vnni", {"base": "auto", "rules": rules})
+    assert kept.plan.count()["quantized"]
+    target = dataclasses.replace(CPU_VNNI, costs={})
+    dropped = qcompile(tiny.build("mlp"), target, "dynamic-int8")
+    assert not dropped.plan.count().get("quantized")

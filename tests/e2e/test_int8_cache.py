@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -15,6 +16,8 @@ from qcompiler import Artifact, qcompile
 from qcompiler.bench.command import bench_models
 from qcompiler.diagnostics import Code, QcError
 from qcompiler.runtime.inputs import input_specs
+from qcompiler.targets.onnxruntime_cpu import CPU_VNNI
+from qcompiler.targets.schema import Target
 from qcompiler.verify.again import verify_artifact
 from qcompiler.verify.check import Checked
 from qcompiler_models import tiny
@@ -22,12 +25,14 @@ from qcompiler_models import tiny
 TEXT = {"own_samples": 16, "length": 32}
 
 
-def compiled(name: str, kv_cache: str | None, **more: object) -> Artifact:
+def compiled(
+    name: str, kv_cache: str | None, target: Target = CPU_VNNI, **more: object
+) -> Artifact:
     recipe = {"base": "float", "kv_cache": kv_cache, "text": TEXT, **more}
     model = decoders.decoder(name)
     model.generation_config.eos_token_id = None
     model.config.eos_token_id = None
-    return qcompile(model, "cpu-vnni", recipe, threads=1)
+    return qcompile(model, target, recipe, threads=1)
 
 
 def steps(artifact: Artifact, ids: np.ndarray, first: int) -> tuple[list[np.ndarray], dict]:
@@ -46,8 +51,8 @@ def steps(artifact: Artifact, ids: np.ndarray, first: int) -> tuple[list[np.ndar
 def test_a_form_that_is_dropped_takes_its_cache_along(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([True, True, False, False])  # of the quantized form twice, then of float
     monkeypatch.setattr(Checked, "slower_than", lambda *_: next(answers))
-    rules = [{"op": "MatMul", "scheme": "dynamic", "force": True}]
-    artifact = compiled("llama", "int8-tensor", base="dynamic-int8", rules=rules)
+    target = dataclasses.replace(CPU_VNNI, costs={})  # without costs everything is quantized
+    artifact = compiled("llama", "int8-tensor", base="dynamic-int8", target=target)
     told = {item.code: item.message for item in artifact.report.diagnostics}
     assert "kv_cache with it" in told[Code.MEASURED_SLOWER]
     assert Code.INT8_CACHE not in told

@@ -69,7 +69,8 @@ def test_a_compile_that_is_stopped_leaves_nothing(
     place.mkdir()
     spare.mkdir()
     script = (  # writing takes as long as that of a large model
-        "import pathlib, sys, time, qcompiler.artifact\n"
+        "import pathlib, signal, sys, time, qcompiler.artifact\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
         "from qcompiler.cli.app import run\n"
         "begun, *words = sys.argv[1:]\n"
         "def slow(*_): pathlib.Path(begun).touch(); time.sleep(60)\n"
