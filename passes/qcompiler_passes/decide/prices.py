@@ -59,7 +59,9 @@ class Prices:
             bits: Weight bits of a weight-only row: its cost may depend on them.
         """
         key = row.id if bits is None else f"{row.id}/{bits}"
-        return self._of(node, key, _NO_KERNEL)
+        us = self._of(node, key, _NO_KERNEL)
+        work = work_of(node, self._shapes) if self.known else None
+        return us if us is None or work is None else us * work.slowdown
 
     def quantize(self, value: ir.Value, key: str = "quantize") -> float:
         """Making a value low precision; 0 when its shape is unknown."""

@@ -138,11 +138,11 @@ def test_of_two_schemes_at_run_time_the_first_is_taken_whatever_it_costs(order) 
 CHAIN = "[first] a = Conv<pads=[1,1,1,1]>(x, W1)  [second] y = Conv<pads=[1,1,1,1]>(a, W2)"
 
 
-@pytest.mark.parametrize(("layout_ns", "integer"), [(0, {"second"}), (32_000, set())])
+@pytest.mark.parametrize(("layout_ns", "integer"), [(0, {"second"}), (100_000, set())])
 def test_an_image_between_a_float_and_an_integer_convolution_changes_its_layout(
     layout_ns: int, integer: set[str]
 ) -> None:
-    # 576 multiply-accumulates: 432 us are saved, and 32 elements change their layout
+    # 16 outputs' 4,608 multiply-accumulates: half a ms is saved; 32 elements change their layout
     inputs = "float[1,2,4,4] x, float[2,2,3,3] W1, float[2,2,3,3] W2"
     target = with_costs(layout=Cost(per_element_ns=layout_ns))
     recipe = {"rules": [{"match": "first", "scheme": "float"}]}

@@ -57,14 +57,14 @@ def node(op, shapes, out, **attributes):
             [(1, 8, 4, 4), (8, 8, 3, 3)],
             (1, 8, 4, 4),
             {},
-            Work(8 * 16 * 72, 16, 128, "dense"),
+            Work(16 * 16 * 72, 16, 128, "dense", 3.5),  # 8 outputs take the time of 16
         ),
         (
             "Conv",
             [(1, 8, 4, 4), (8, 1, 3, 3)],
             (1, 8, 4, 4),
             {"group": 8},
-            Work(8 * 16 * 9, 16, 128, "depthwise"),
+            Work(8 * 16 * 9, 16, 128, "depthwise", 8.0),
         ),
         (
             "Conv",
@@ -257,3 +257,20 @@ def test_a_fit_refuses_nothing_and_zero():
         fit_cost([])
     with pytest.raises(ValueError, match="not positive"):
         fit_cost([(Work(1, 1, 1), 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("channels", "slowdown"), [(16, 16 / 7), (24, 24 / 7), (32, 10 / 7), (64, 1.0), (72, 1.0)]
+)
+def test_depthwise_kernels_on_integers_are_slow_for_few_channels(channels, slowdown):
+    shapes, out = [(1, channels, 4, 4), (channels, 1, 3, 3)], (1, channels, 4, 4)
+    made, seen = node("Conv", shapes, out, group=channels)
+    assert work_of(made, seen).slowdown == pytest.approx(slowdown)
+
+
+@pytest.mark.parametrize(("outputs", "slowdown"), [(1, 3.5), (15, 3.5), (16, 1.0), (24, 1.0)])
+def test_convolutions_to_few_channels_pay_for_sixteen(outputs, slowdown):
+    made, seen = node("Conv", [(1, 8, 4, 4), (outputs, 8, 3, 3)], (1, outputs, 4, 4))
+    found = work_of(made, seen)
+    assert found.slowdown == slowdown
+    assert found.macs == max(outputs, 16) * 16 * 72
