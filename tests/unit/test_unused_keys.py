@@ -113,7 +113,7 @@ def test_a_model_that_comes_quantized_reads_few_keys() -> None:
     model = qcompile(tiny.mlp(), "cpu-vnni", STATIC, tiny.feeds("mlp"), form="qdq").model
     given = {"bits_budget": 5.0, "weights": {"bits": 2}, "calibration": {"method": "mse"}}
     assert unused({**STATIC, **given}, model) == ["bits_budget, calibration.method, weights.bits"]
-    assert unused({**STATIC, "quantized": {"strip": True}}, model) == []
+    assert unused({**STATIC, "quantized": {"strip": True}}, model) == ["quantized.strip"]
     rules = [{"match": "*", "scheme": "float"}, {"match": "*", "bits": 4}]
     assert unused({**STATIC, "rules": rules, "schemes": ["token"]}, model) == [
         "schemes",
